@@ -1,0 +1,2 @@
+if __name__ == "codegen":
+    raise ImportError("import planish.codegen, not codegen: a second copy of every class would follow")

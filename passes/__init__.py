@@ -1,0 +1,2 @@
+if __name__ == "passes":
+    raise ImportError("import planish.passes, not passes: a second copy of every class would follow")
