@@ -1,2 +1,21 @@
+"""The intermediate representation: types, encodings, operations, modules, their text form, verifier and interpreter."""
+
+from __future__ import annotations
+
 if __name__ == "ir":
     raise ImportError("import planish.ir, not ir: a second copy of every class would follow")
+
+from planish.ir.builder import Builder, Rewriter
+from planish.ir.encodings import Dense, Encoding, GroupedInt
+from planish.ir.errors import InputError, IRError, PlanishError, UnsupportedError
+from planish.ir.interpret import Interpreter, Result
+from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
+from planish.ir.op import Chooser, Op, Sample
+from planish.ir.params import Computed, InFile, InMemory, Param, Source, dense_param
+from planish.ir.types import Dim, TensorType, symbol
+
+__all__ = [
+    "Builder", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Function", "GroupedInt", "IRError", "InFile", "InMemory",
+    "InputError", "Interpreter", "Module", "Node", "Op", "Operand", "Param", "ParamRef", "PlanishError", "Result",
+    "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType", "UnsupportedError", "Value", "dense_param", "symbol",
+]  # fmt: skip

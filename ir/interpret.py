@@ -1,0 +1,176 @@
+"""The interpreter: the one executable meaning of a module, node by node in torch.
+
+With `promote=True` everything floating is computed in float64: parameters are decoded to float64 and dtypes named in
+attributes are widened, so that rounding shrinks by nine orders of magnitude while an error of meaning stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from planish.ir.attributes import map_leaves
+from planish.ir.errors import IRError
+from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
+from planish.ir.op import Op
+from planish.ir.types import TensorType, bind_shape
+
+Observer = Callable[[Node, tuple[torch.Tensor, ...]], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call leaves behind: outputs by name and position, and the content of every state after it."""
+
+    outputs: dict[str, torch.Tensor]
+    states: dict[str, torch.Tensor]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return list(self.outputs.values())[index]
+
+
+def promote_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for every floating dtype, others as they are."""
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def promote_op(op: Op) -> Op:
+    """The operation with every floating dtype among its attributes widened to float64."""
+    widened: Op = map_leaves(op, lambda leaf: promote_dtype(leaf) if isinstance(leaf, torch.dtype) else leaf)
+    return widened
+
+
+class Interpreter:
+    """Runs the functions of one module. Parameters are decoded when a node reads them and not kept.
+
+    Args:
+        module: the module; it is assumed to verify.
+        promote: compute in float64 (see the module's docstring).
+        observe: called with each node and its results, in order.
+    """
+
+    def __init__(self, module: Module, *, promote: bool = False, observe: Observer | None = None) -> None:
+        self.module = module
+        self.promote = promote
+        self.observe = observe
+
+    def run(
+        self,
+        function: str,
+        inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
+        states: Mapping[str, torch.Tensor] | None = None,
+        bindings: Mapping[str, int] | None = None,
+    ) -> Result:
+        """Call a function. States not given start as zeros; `bindings` gives symbols that no input's shape determines.
+
+        Raises IRError when the inputs do not fit the declared types.
+        """
+        if function not in self.module.functions:
+            raise IRError(f"the module has no function {function!r}; it has {', '.join(self.module.functions)}")
+        program = self.module.functions[function]
+        values = self._by_position(program, inputs)
+        known: dict[str, int] = dict(bindings or {})
+        environment: dict[Value, torch.Tensor] = {}
+        for declared, tensor in zip(program.inputs, values):
+            environment[declared] = self._input(declared.type, tensor, known, f"input {declared.name!r}")
+        given = dict(states or {})
+        for name, tensor in given.items():
+            given[name] = self._input(self.module.states[name].type, tensor, known, f"state {name!r}")
+        self._execute(program, environment, given, known)
+        outputs = [self._read(o, environment, given, known) for o in program.outputs]
+        after = {name: self._read(o, environment, given, known) for name, o in program.updates.items()}
+        return Result(dict(zip(program.output_names, outputs)), {**given, **after})
+
+    def _execute(
+        self,
+        program: Function,
+        environment: dict[Value, torch.Tensor],
+        states: dict[str, torch.Tensor],
+        known: dict[str, int],
+    ) -> None:
+        last_use = self._last_uses(program)
+        for index, node in enumerate(program.nodes):
+            operands = tuple(None if i is None else self._read(i, environment, states, known) for i in node.inputs)
+            results = self.evaluate(node, operands, known)
+            if self.observe is not None:
+                self.observe(node, results)
+            environment.update(zip(node.outputs, results))
+            for value in last_use.get(index, ()):
+                environment.pop(value, None)
+
+    def evaluate(
+        self, node: Node, operands: tuple[torch.Tensor | None, ...], known: Mapping[str, int]
+    ) -> tuple[torch.Tensor, ...]:
+        """One node on concrete operands; raises IRError when the results are not of the declared types."""
+        op = node.op.bind(known)
+        results = (promote_op(op) if self.promote else op).evaluate(*operands)
+        for declared, result in zip(node.outputs, results):
+            want = promote_dtype(declared.type.dtype) if self.promote else declared.type.dtype
+            if result.dtype != want or tuple(result.shape) != declared.type.concrete(known):
+                where = f" ({node.source})" if node.source else ""
+                raise IRError(
+                    f"{node.op.name}{where} computed {result.dtype}{list(result.shape)}, but {declared.type} was declared"
+                )
+        return results
+
+    def _input(self, declared: TensorType, tensor: torch.Tensor, known: dict[str, int], what: str) -> torch.Tensor:
+        bind_shape(declared, tensor.shape, known, what)
+        if tensor.dtype != declared.dtype and not (self.promote and tensor.dtype == promote_dtype(declared.dtype)):
+            raise IRError(f"{what} is {tensor.dtype}, but {declared} was declared")
+        return tensor.to(promote_dtype(tensor.dtype)) if self.promote else tensor
+
+    def _read(
+        self,
+        operand: Operand,
+        environment: Mapping[Value, torch.Tensor],
+        states: dict[str, torch.Tensor],
+        known: Mapping[str, int],
+    ) -> torch.Tensor:
+        if isinstance(operand, Value):
+            return environment[operand]
+        if isinstance(operand, ParamRef):
+            return self.param(operand.name)
+        return self._state(operand, states, known)
+
+    def param(self, name: str) -> torch.Tensor:
+        """The decoded parameter, in float64 when promoting. An encoding decodes exactly as it does without promotion,
+        so that both runs compute with the same weights."""
+        value = self.module.params[name].value()
+        return value.to(promote_dtype(value.dtype)) if self.promote else value
+
+    def _state(self, ref: StateRef, states: dict[str, torch.Tensor], known: Mapping[str, int]) -> torch.Tensor:
+        if ref.name not in states:
+            dtype = promote_dtype(ref.type.dtype) if self.promote else ref.type.dtype
+            states[ref.name] = torch.zeros(ref.type.concrete(known), dtype=dtype)
+        return states[ref.name]
+
+    @staticmethod
+    def _by_position(
+        program: Function, inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        names = [v.name for v in program.inputs]
+        if isinstance(inputs, Mapping):
+            if set(inputs) != set(names):
+                raise IRError(f"function {program.name!r} takes inputs {names}, got {sorted(inputs)}")
+            return [inputs[name] for name in names]
+        if len(inputs) != len(names):
+            raise IRError(
+                f"function {program.name!r} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}"
+            )
+        return list(inputs)
+
+    @staticmethod
+    def _last_uses(program: Function) -> dict[int, list[Value]]:
+        """For each node, the values that nothing reads after it."""
+        last: dict[Value, int] = {}
+        for index, node in enumerate(program.nodes):
+            for value in (*node.outputs, *(i for i in node.inputs if isinstance(i, Value))):
+                last[value] = index
+        kept: set[Any] = {r for r in program.results if isinstance(r, Value)}
+        uses: dict[int, list[Value]] = {}
+        for value, index in last.items():
+            if value not in kept:
+                uses.setdefault(index, []).append(value)
+        return uses

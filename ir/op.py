@@ -1,0 +1,98 @@
+"""The record of an operation: one class holds every fact about it.
+
+A subclass is a frozen dataclass whose fields are the operation's attributes. It states its name, its operands, its type
+rule (`infer`), its meaning (`evaluate`, in torch), its axis rule (`axes`) and how to draw a legal instance of itself
+(`sample`). The verifier, the interpreter, the text form, the analyses and the tests read this record and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import torch
+from planish.ir.attributes import attribute_key, bind_dims, substitute_dims
+from planish.ir.axes import AxisRule
+from planish.ir.errors import IRError
+from planish.ir.types import Bindings, Dim, TensorType
+
+T = TypeVar("T")
+
+
+class Chooser(Protocol):
+    """What `sample` draws from: Hypothesis in the tests, a seeded generator elsewhere."""
+
+    def integer(self, low: int, high: int) -> int: ...
+    def choice(self, options: list[T]) -> T: ...
+    def boolean(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A legal instance of an operation: itself, and the types of its operands (None where an optional one is absent)."""
+
+    op: Op
+    operands: tuple[TensorType | None, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all operations.
+
+    `operand_names` lists the operands in order; a name ending in `?` may be absent. An operation with another number of
+    operands (an ATen call) leaves it None.
+    """
+
+    name: ClassVar[str]
+    operand_names: ClassVar[tuple[str, ...] | None] = ()
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        """The types of the results; raises IRError with one sentence when the operands do not fit."""
+        raise IRError(f"operation {self.name} declares no type rule")
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """The meaning, in torch. Attributes hold no symbols here: the interpreter calls `bind` first."""
+        raise IRError(f"operation {self.name} declares no meaning")
+
+    def axes(self, *operands: TensorType | None) -> AxisRule | None:
+        """How result axes follow from operand axes; None makes the operation a barrier."""
+        return None
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        """Draw a legal instance, attributes and operand types included."""
+        raise IRError(f"operation {cls.name} declares no sampler")
+
+    def attributes(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def key(self) -> tuple[Any, ...]:
+        """Hashable identity of the operation and its attributes, by (type, bits)."""
+        return (self.name, *((name, attribute_key(value)) for name, value in self.attributes().items()))
+
+    def bind(self, bindings: Bindings) -> Self:
+        """The operation with every symbolic dimension in its attributes replaced by its value."""
+        bound: Self = bind_dims(self, bindings)
+        return bound
+
+    def substitute(self, replacements: dict[str, Dim]) -> Self:
+        """The operation with symbols in its attributes replaced by other dimensions."""
+        changed: Self = substitute_dims(self, replacements)
+        return changed
+
+    def expect(self, condition: bool, sentence: str) -> None:
+        """Raise IRError naming the operation unless `condition` holds; for use in `infer`."""
+        if not condition:
+            raise IRError(f"{self.name}: {sentence}")
+
+
+def check_operand_count(op: Op, operands: tuple[object | None, ...]) -> None:
+    """Raise IRError unless the number and presence of the operands fit the operation's record."""
+    if op.operand_names is None:
+        return
+    if len(operands) != len(op.operand_names):
+        names = ", ".join(op.operand_names)
+        raise IRError(f"{op.name} takes {len(op.operand_names)} operands ({names}), got {len(operands)}")
+    for name, operand in zip(op.operand_names, operands):
+        if operand is None and not name.endswith("?"):
+            raise IRError(f"{op.name} needs its operand {name!r}")

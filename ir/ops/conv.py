@@ -1,0 +1,77 @@
+"""Two-dimensional convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from planish.ir.axes import AxisRule, AxisTie
+from planish.ir.op import Chooser, Op, Sample
+from planish.ir.ops.sampling import choose_float
+from planish.ir.types import Dim, TensorType, as_dim, floor_div, same_dim
+
+
+@dataclass(frozen=True)
+class Conv2d(Op):
+    """Cross-correlation of x [batch, in, height, width] with weight [out, in / groups, kh, kw], plus bias [out].
+
+    Zero padding on both sides; sizes follow torch.nn.functional.conv2d.
+    """
+
+    name: ClassVar[str] = "conv2d"
+    operand_names: ClassVar[tuple[str, ...]] = ("x", "weight", "bias?")
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        self.expect(x.rank == 4 and weight.rank == 4, f"x and weight must have four axes, got {x} and {weight}")
+        channels, outs = x.shape[1], weight.shape[0]
+        self.expect(
+            same_dim(channels, weight.shape[1] * self.groups), f"{weight} does not fit {x} in {self.groups} groups"
+        )
+        self.expect(
+            isinstance(outs, int) and outs % self.groups == 0, f"{self.groups} groups do not divide {outs} outputs"
+        )
+        for other in (weight, bias):
+            self.expect(other is None or other.dtype == x.dtype, f"dtypes differ: {x} and {other}")
+        self.expect(bias is None or bias.shape == (outs,), f"the bias must be [{outs}], got {bias}")
+        spatial = [self._size(x.shape[2 + a], weight.shape[2 + a], a) for a in range(2)]
+        return (x.with_shape((x.shape[0], outs, *spatial)),)
+
+    def _size(self, size: Dim, kernel: Dim, axis: int) -> Dim:
+        reach = self.dilation[axis] * (kernel - 1) + 1
+        steps = floor_div(as_dim(size + 2 * self.padding[axis] - reach), self.stride[axis])
+        self.expect(not isinstance(steps, int) or steps >= 0, f"the kernel is larger than the padded input ({size})")
+        return as_dim(steps + 1)
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        return (F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups),)
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        ties = [AxisTie(0, 0, 0, 0), AxisTie(1, 0, 0, 1)]
+        if operands[2] is not None:
+            ties.append(AxisTie(2, 0, 0, 1))
+        return AxisRule(tuple(ties))
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        dtype, groups = choose_float(choose), choose.integer(1, 2)
+        kernel = (choose.integer(1, 3), choose.integer(1, 3))
+        op = cls(
+            stride=(choose.integer(1, 2), choose.integer(1, 2)),
+            padding=(choose.integer(0, 2), choose.integer(0, 2)),
+            dilation=(choose.integer(1, 2), choose.integer(1, 2)),
+            groups=groups,
+        )
+        ins, outs = groups * choose.integer(1, 3), groups * choose.integer(1, 3)
+        x = TensorType(dtype, (choose.integer(1, 2), ins, choose.integer(5, 8), choose.integer(5, 8)))
+        bias = TensorType(dtype, (outs,)) if choose.boolean() else None
+        return Sample(op, (x, TensorType(dtype, (outs, ins // groups, *kernel)), bias))

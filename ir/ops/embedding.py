@@ -1,0 +1,43 @@
+"""Rows of a table picked by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from planish.ir.axes import AxisRule, AxisTie, leading_ties
+from planish.ir.op import Chooser, Op, Sample
+from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Embedding(Op):
+    """y[..., :] = table[ids[...], :]; an index outside the table is an error."""
+
+    name: ClassVar[str] = "embedding"
+    operand_names: ClassVar[tuple[str, ...]] = ("ids", "table")
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        ids, table = operands
+        assert ids is not None and table is not None
+        self.expect(ids.dtype in (torch.int64, torch.int32), f"the indices must be i64 or i32, got {ids}")
+        self.expect(table.rank == 2, f"the table must be [entries, size], got {table}")
+        return (table.with_shape((*ids.shape, table.shape[1])),)
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        ids, table = operands
+        assert ids is not None and table is not None
+        return (F.embedding(ids, table),)
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        ids = operands[0]
+        assert ids is not None
+        return AxisRule((*leading_ties(0, ids.rank), AxisTie(1, 1, 0, ids.rank)))
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        ids = TensorType(choose.choice([torch.int64, torch.int32]), choose_leading(choose))
+        return Sample(cls(), (ids, TensorType(choose_float(choose), (choose.integer(1, 9), choose.integer(1, 6)))))

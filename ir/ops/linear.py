@@ -1,0 +1,139 @@
+"""Linear maps: dense, and of dynamically quantised activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from planish.ir.axes import AxisRule, AxisTie, leading_ties
+from planish.ir.op import Chooser, Op, Sample
+from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.types import TensorType, same_dim
+
+
+def _check_weight(op: Op, inner: object, weight: TensorType, bias: TensorType | None) -> None:
+    op.expect(weight.rank == 2, f"the weight must be [out, in], got {weight}")
+    op.expect(same_dim(weight.shape[1], inner), f"the input has {inner} features, the weight {weight} takes others")
+    if bias is not None:
+        op.expect(bias.shape == (weight.shape[0],), f"the bias must be [{weight.shape[0]}], got {bias}")
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """y[..., n] = sum_k x[..., k] * weight[n, k] + bias[n]."""
+
+    name: ClassVar[str] = "linear"
+    operand_names: ClassVar[tuple[str, ...]] = ("x", "weight", "bias?")
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        self.expect(x.rank >= 1, "the input needs at least one axis")
+        _check_weight(self, x.shape[-1], weight, bias)
+        for other in (weight, bias):
+            self.expect(other is None or other.dtype == x.dtype, f"dtypes differ: {x} and {other}")
+        return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        return (F.linear(x, weight, bias),)
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        ties = [*leading_ties(0, x.rank - 1), AxisTie(1, 0, 0, x.rank - 1)]
+        if bias is not None:
+            ties.append(AxisTie(2, 0, 0, x.rank - 1))
+        return AxisRule(tuple(ties))
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        dtype = choose_float(choose)
+        inner, outer = choose.integer(1, 9), choose.integer(1, 9)
+        bias = TensorType(dtype, (outer,)) if choose.boolean() else None
+        x = TensorType(dtype, (*choose_leading(choose), inner))
+        return Sample(cls(), (x, TensorType(dtype, (outer, inner)), bias))
+
+
+@dataclass(frozen=True)
+class QuantizeActivation(Op):
+    """Dynamic symmetric int8 quantisation of each row (last axis): s = max|x| / 127, q = round(x / s), ties to even.
+
+    A row of zeros has scale 0 and codes 0. Results: codes i8 of x's shape, scales of x's dtype with last axis 1.
+    """
+
+    name: ClassVar[str] = "quantize_activation"
+    operand_names: ClassVar[tuple[str, ...]] = ("x",)
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        (x,) = operands
+        assert x is not None
+        self.expect(
+            x.rank >= 1 and x.dtype.is_floating_point, f"the input must be a float tensor with an axis, got {x}"
+        )
+        return x.with_dtype(torch.int8), x.with_shape((*x.shape[:-1], 1))
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        (x,) = operands
+        assert x is not None
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        codes = torch.where(scale == 0, torch.zeros_like(x), x / scale).round().clamp(-127, 127)
+        return codes.to(torch.int8), scale
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        (x,) = operands
+        assert x is not None
+        return AxisRule(leading_ties(0, x.rank - 1, results=2))
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        return Sample(cls(), (TensorType(choose_float(choose), (*choose_leading(choose), choose.integer(1, 9))),))
+
+
+@dataclass(frozen=True)
+class QuantizedLinear(Op):
+    """y[..., n] = scale[...] * sum_k codes[..., k] * weight[n, k] + bias[n], for int8 codes with one scale per row.
+
+    `weight` is the logical (decoded) tensor; with a grouped integer encoding a kernel sums each group in integers.
+    """
+
+    name: ClassVar[str] = "quantized_linear"
+    operand_names: ClassVar[tuple[str, ...]] = ("codes", "scale", "weight", "bias?")
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        codes, scale, weight, bias = operands
+        assert codes is not None and scale is not None and weight is not None
+        self.expect(codes.dtype == torch.int8 and codes.rank >= 1, f"the codes must be i8, got {codes}")
+        self.expect(
+            scale == TensorType(scale.dtype, (*codes.shape[:-1], 1)), f"{scale} does not scale the rows of {codes}"
+        )
+        _check_weight(self, codes.shape[-1], weight, bias)
+        for other in (weight, bias):
+            self.expect(other is None or other.dtype == scale.dtype, f"dtypes differ: {scale} and {other}")
+        return (scale.with_shape((*codes.shape[:-1], weight.shape[0])),)
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        codes, scale, weight, bias = operands
+        assert codes is not None and scale is not None and weight is not None
+        product = F.linear(codes.to(weight.dtype), weight) * scale
+        return (product if bias is None else product + bias,)
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        codes, _, _, bias = operands
+        assert codes is not None
+        last = codes.rank - 1
+        ties = [*leading_ties(0, last), *leading_ties(1, last), AxisTie(2, 0, 0, last)]
+        if bias is not None:
+            ties.append(AxisTie(3, 0, 0, last))
+        return AxisRule(tuple(ties))
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        dtype = choose_float(choose)
+        leading, inner, outer = choose_leading(choose), choose.integer(1, 9), choose.integer(1, 9)
+        bias = TensorType(dtype, (outer,)) if choose.boolean() else None
+        codes, scale = TensorType(torch.int8, (*leading, inner)), TensorType(dtype, (*leading, 1))
+        return Sample(cls(), (codes, scale, TensorType(dtype, (outer, inner)), bias))

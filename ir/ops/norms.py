@@ -1,0 +1,88 @@
+"""Normalisation over the last axis. Statistics are computed in at least float32, as the reference models do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from planish.ir.axes import AxisRule, leading_ties
+from planish.ir.op import Chooser, Op, Sample
+from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.types import TensorType
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class _Norm(Op):
+    """What both norms share: a float input, and optional tensors of the last axis' size."""
+
+    eps: float
+
+    def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
+        x, *rest = operands
+        assert x is not None
+        self.expect(
+            x.rank >= 1 and x.dtype.is_floating_point, f"the input must be a float tensor with an axis, got {x}"
+        )
+        for other in rest:
+            self.expect(other is None or other == x.with_shape(x.shape[-1:]), f"{other} does not fit the input {x}")
+        return (x,)
+
+    def axes(self, *operands: TensorType | None) -> AxisRule:
+        x = operands[0]
+        assert x is not None
+        return AxisRule(leading_ties(0, x.rank - 1))
+
+
+@dataclass(frozen=True)
+class RmsNorm(_Norm):
+    """y = x / sqrt(mean(x^2) + eps) * weight."""
+
+    name: ClassVar[str] = "rms_norm"
+    operand_names: ClassVar[tuple[str, ...]] = ("x", "weight?")
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        x, weight = operands
+        assert x is not None
+        wide = _widen(x)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return ((normed if weight is None else normed * _widen(weight)).to(x.dtype),)
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        dtype, size = choose_float(choose), choose.integer(1, 9)
+        x = TensorType(dtype, (*choose_leading(choose), size))
+        return Sample(
+            cls(eps=choose.choice([1e-5, 1e-6, 0.01])), (x, TensorType(dtype, (size,)) if choose.boolean() else None)
+        )
+
+
+@dataclass(frozen=True)
+class LayerNorm(_Norm):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, with the variance divided by n."""
+
+    name: ClassVar[str] = "layer_norm"
+    operand_names: ClassVar[tuple[str, ...]] = ("x", "weight?", "bias?")
+
+    def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        x, weight, bias = operands
+        assert x is not None
+        wide = _widen(x)
+        centred = wide - wide.mean(-1, keepdim=True)
+        normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+        if weight is not None:
+            normed = normed * _widen(weight)
+        if bias is not None:
+            normed = normed + _widen(bias)
+        return (normed.to(x.dtype),)
+
+    @classmethod
+    def sample(cls, choose: Chooser) -> Sample:
+        dtype, size = choose_float(choose), choose.integer(2, 9)
+        x = TensorType(dtype, (*choose_leading(choose), size))
+        weight, bias = (TensorType(dtype, (size,)) if choose.boolean() else None for _ in range(2))
+        return Sample(cls(eps=choose.choice([1e-5, 1e-6, 0.01])), (x, weight, bias))
