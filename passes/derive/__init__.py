@@ -1,0 +1,1 @@
+"""Programs for generation, derived from the whole-sequence forward."""
