@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from planish.ir.builder import Builder
 from planish.ir.errors import UnsupportedError
 from planish.ir.module import Function, Module, Node, Operand, State, StateRef, Value
