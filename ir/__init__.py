@@ -12,10 +12,13 @@ from planish.ir.interpret import Interpreter, Result
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.params import Computed, InFile, InMemory, Param, Source, dense_param
+from planish.ir.text import print_function, print_module
 from planish.ir.types import Dim, TensorType, symbol
+from planish.ir.verify import Fault, find_faults, verify
 
 __all__ = [
-    "Builder", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Function", "GroupedInt", "IRError", "InFile", "InMemory",
-    "InputError", "Interpreter", "Module", "Node", "Op", "Operand", "Param", "ParamRef", "PlanishError", "Result",
-    "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType", "UnsupportedError", "Value", "dense_param", "symbol",
+    "Builder", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Fault", "Function", "GroupedInt", "IRError",
+    "InFile", "InMemory", "InputError", "Interpreter", "Module", "Node", "Op", "Operand", "Param", "ParamRef",
+    "PlanishError", "Result", "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType", "UnsupportedError",
+    "Value", "dense_param", "find_faults", "print_function", "print_module", "symbol", "verify",
 ]  # fmt: skip

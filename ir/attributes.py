@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 
 import sympy
 import torch
+
 from planish.ir.errors import IRError
-from planish.ir.types import Bindings, Dim, dtype_name, resolve, substitute
+from planish.ir.types import Bindings, Dim, as_dim, dtype_name, resolve, substitute
 
 # None, bool, int, float, str, torch.dtype, a symbolic Dim, an attribute dataclass, or a tuple of attributes.
 Attribute: TypeAlias = Any
@@ -38,7 +39,8 @@ def attribute_key(value: Attribute) -> tuple[Any, ...]:
     if isinstance(value, torch.dtype):
         return ("dtype", dtype_name(value))
     if isinstance(value, sympy.Expr):
-        return ("dim", sympy.srepr(sympy.expand(value)))
+        dim = as_dim(value)
+        return ("int", dim) if isinstance(dim, int) else ("dim", sympy.srepr(sympy.expand(dim)))
     if isinstance(value, tuple):
         return ("tuple", *(attribute_key(v) for v in value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

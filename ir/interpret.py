@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from planish.ir.attributes import map_leaves
 from planish.ir.errors import IRError
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value

@@ -123,6 +123,14 @@ class Function:
                 users.setdefault(value, []).append(node)
         return users
 
+    def __str__(self) -> str:
+        from planish.ir.text.printer import print_function  # the printer imports this module
+
+        return print_function(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
     def references(self) -> Iterable[ParamRef | StateRef]:
         """Every use of a parameter or a state."""
         for node in self.nodes:
@@ -143,6 +151,14 @@ class Module:
     def __post_init__(self) -> None:
         for name in ("functions", "params", "states", "metadata"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
+
+    def __str__(self) -> str:
+        from planish.ir.text.printer import print_module  # the printer imports this module
+
+        return print_module(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
 
     def with_function(self, function: Function) -> Module:
         """The module with one function added or replaced."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
+
 from planish.ir.attributes import attribute_key, bind_dims, substitute_dims
 from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError

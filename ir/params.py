@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
+
 from planish.ir.encodings import Dense, Encoding
 from planish.ir.errors import InputError
 from planish.ir.types import TensorType, dtype_name
-from safetensors import safe_open
 
 Storage = Mapping[str, torch.Tensor]
 

@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 
 import sympy
 import torch
-from planish.ir.errors import IRError
 from torch.utils._sympy.functions import FloorDiv
+
+from planish.ir.dims import canonical, format_dim
+from planish.ir.errors import IRError
 
 Dim: TypeAlias = "int | sympy.Expr"
 Bindings: TypeAlias = Mapping[str, int]
@@ -31,6 +33,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bool": torch.bool,
 }
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_WORDS = frozenset(DTYPES)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -55,8 +58,13 @@ def as_dim(value: Any) -> Dim:
     if isinstance(value, sympy.Integer):
         return int(value)
     if isinstance(value, sympy.Expr):
-        return value
+        return canonical(value)
     raise IRError(f"a dimension must be an integer or a symbolic expression, not {type(value).__name__}")
+
+
+def dim_text(dim: Dim) -> str:
+    """The dimension as the text form writes it."""
+    return format_dim(dim, _DTYPE_WORDS)
 
 
 def floor_div(a: Dim, b: Dim) -> Dim:
@@ -127,7 +135,7 @@ class TensorType:
         return hash((self.dtype, self.rank))
 
     def __str__(self) -> str:
-        return f"{dtype_name(self.dtype)}[{', '.join(str(d) for d in self.shape)}]"
+        return f"{dtype_name(self.dtype)}[{', '.join(dim_text(d) for d in self.shape)}]"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
+
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+
 from planish.ir.encodings.base import Encoding
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType, dtype_name

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
+
 from planish.ir.attributes import Attribute
 from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError

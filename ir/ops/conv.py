@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+
 from planish.ir.axes import AxisRule, AxisTie
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float

@@ -10,13 +10,14 @@ from typing import Any
 
 import sympy
 import torch
-from planish.ir.errors import IRError
-from planish.ir.types import TensorType, as_dim, symbol
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from planish.ir.errors import IRError
+from planish.ir.types import TensorType, as_dim, symbol
 
 # Larger than the fixed sizes that commonly meet them, so that a hint never equals one by chance.
 _FIRST_HINT = 1009

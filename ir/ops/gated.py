@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+
 from planish.ir.axes import AxisRule, broadcast_ties, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading

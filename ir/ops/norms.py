@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+
 from planish.ir.axes import AxisRule, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading

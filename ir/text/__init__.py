@@ -1,0 +1,7 @@
+"""The text form: printed for people, parsed back to a structurally equal module."""
+
+from __future__ import annotations
+
+from planish.ir.text.printer import FunctionPrinter, print_function, print_module
+
+__all__ = ["FunctionPrinter", "print_function", "print_module"]
