@@ -1,0 +1,114 @@
+"""Small words for writing TIR from Python: named functions, arguments, loops and vector accesses.
+
+Kernels are emitted rather than written as TVMScript text, because a register tile is an unrolled block whose extent is
+a parameter: Python loops unroll it, and one emitter serves every kernel. All indices are int64, as Relax has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from planish.codegen.tiles.float import Expr
+
+
+def prim_func(name: str, body: Callable[[], None]) -> Any:
+    """The PrimFunc ``name`` whose arguments and statements ``body`` emits. Its buffers must not overlap in memory."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        # `is_scheduled` keeps automatic schedules away from loops whose order is part of the result.
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
+        body()
+    return builder.get()
+
+
+def symbol(name: str) -> Expr:
+    """A size known only when the kernel is called."""
+    return tirx.Var(name, "int64")
+
+
+def argument(name: str, shape: Sequence[Expr | int], dtype: str) -> Expr:
+    """The next argument of the function: a contiguous tensor."""
+    return T.arg(name, T.buffer([index(extent) for extent in shape], dtype))
+
+
+def index(value: Expr | int) -> Expr:
+    """``value`` as an int64 expression."""
+    return T.int64(value) if isinstance(value, int) else value
+
+
+def bind(name: str, value: Expr) -> Expr:
+    """``value``, an int64, computed once and then opaque to TVM's simplifier.
+
+    It goes through a one-element buffer, which LLVM makes a register again. Left as an expression, or bound to a
+    variable, it is simplified anew under every condition and in every index made from it: seconds for one kernel.
+    """
+    cell = IRBuilder.name(name, T.alloc_buffer((1,), "int64", scope="local"))
+    T.buffer_store(cell, value, [0])
+    return cell[0]
+
+
+def ceil_div(value: Expr | int, divisor: Expr | int) -> Any:
+    """``ceil(value / divisor)`` for sizes, at least 0 each."""
+    return (value + (divisor - 1)) // divisor
+
+
+def loop(name: str, extent: Expr | int, *, parallel: bool = False) -> _Loop:
+    """``with loop("k", extent) as k``: a serial loop from 0, or one whose iterations may run on several threads."""
+    return _Loop(name, (T.parallel if parallel else T.serial)(index(extent)))
+
+
+def unrolled(name: str, extent: int) -> _Loop:
+    """``with unrolled("row", 6) as row``: the body repeated, by TVM, after its costly passes have seen it once."""
+    return _Loop(name, T.unroll(index(extent)))
+
+
+class _Loop:
+    def __init__(self, name: str, frame: Any) -> None:
+        self._name, self._frame = name, frame
+
+    def __enter__(self) -> Expr:
+        return IRBuilder.name(self._name, self._frame.__enter__())
+
+    def __exit__(self, *error: object) -> None:
+        self._frame.__exit__(*error)
+
+
+def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
+    """A one-dimensional buffer in memory that lives until the end of the enclosing block."""
+    return IRBuilder.name(name, T.alloc_buffer([index(size)], dtype))
+
+
+def registers(name: str, size: int) -> Expr:
+    """A float32 buffer accessed only at constant positions, which LLVM therefore keeps in registers."""
+    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="local"))
+
+
+def load(buffer: Expr, indices: Sequence[Expr | int], lanes: int) -> Expr:
+    """``lanes`` consecutive elements of the last dimension, from ``indices`` on."""
+    return buffer[(*indices[:-1], T.ramp(indices[-1], 1, lanes))]
+
+
+def store(buffer: Expr, indices: Sequence[Expr | int], vector: Expr, lanes: int) -> None:
+    """Emit the store of ``vector`` to ``lanes`` consecutive elements of the last dimension."""
+    T.buffer_store(buffer, vector, [*indices[:-1], T.ramp(indices[-1], 1, lanes)])
+
+
+def branch(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+    """Emit ``if condition: then() else: otherwise()``; a condition known now leaves only the side it selects."""
+    if isinstance(condition, bool):
+        if condition:
+            then()
+        elif otherwise is not None:
+            otherwise()
+        return
+    with T.If(condition):
+        with T.Then():
+            then()
+        if otherwise is not None:
+            with T.Else():
+                otherwise()

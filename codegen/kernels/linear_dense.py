@@ -1,0 +1,227 @@
+"""Dense linear layer in float32 arithmetic: ``y[M, N] = x[M, K] @ weight[N, K]^T (+ bias)``, M known at run time.
+
+The weight is float32, float16 or bfloat16, packed beforehand and widened in registers. Each element of y is the chain
+of fused multiply-adds of :mod:`planish.codegen.kernels.float_gemm`, the bias added last, so a row of y has the same
+bits whatever M is. Two programs stand behind one function:
+
+- one row: every weight is read once and used once, so the speed is that of memory; threads share out the panels, and
+  several panels are in flight because one chain alone waits for itself;
+- several rows: x is packed by row tiles, then threads share out (columns x rows); a depth block of the panels stays in
+  cache while the rows of a task pass over it, and the partial sums wait in y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm.tirx.script import builder as T
+
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.float_gemm import RowTiles, check_registers, for_height, register_tile
+from planish.codegen.kernels.linear_dense_packing import pack_panels
+from planish.codegen.tiles.float import STORAGE_DTYPES, Expr, FloatTile
+
+
+@dataclass(frozen=True)
+class LinearDense:
+    """One dense linear kernel: the problem first, then how it is cut.
+
+    Attributes:
+        in_features, out_features: K and N.
+        weight_dtype: logical dtype of the weight: float32, float16 or bfloat16.
+        bias: whether the kernel takes a float32 bias (N,).
+        tile: the machine's vectors.
+        rows, vectors: largest register tile, in rows of x and in vectors of columns; a panel has ``vectors`` vectors.
+        one_row_panels: panels accumulated side by side when x has one row.
+        depth_block: steps k between two visits of a panel, for several rows.
+        task_panels, task_tiles: panels and row tiles in one task of one thread.
+    """
+
+    in_features: int
+    out_features: int
+    weight_dtype: str
+    bias: bool
+    tile: FloatTile
+    rows: int
+    vectors: int
+    one_row_panels: int = 4
+    depth_block: int = 512
+    task_panels: int = 4
+    task_tiles: int = 16
+
+    def __post_init__(self) -> None:
+        if self.weight_dtype not in STORAGE_DTYPES:
+            raise ValueError(
+                f"no dense linear kernel for weights of {self.weight_dtype}: use one of {', '.join(STORAGE_DTYPES)}"
+            )
+        sizes = (self.in_features, self.out_features, self.rows, self.vectors, self.one_row_panels, self.depth_block)
+        if min(*sizes, self.task_panels, self.task_tiles) < 1:
+            raise ValueError(f"every size of a dense linear kernel must be at least 1: {self}")
+        check_registers(self.tile, self.rows, self.vectors)
+
+    @property
+    def panel_width(self) -> int:
+        """Output features in one panel."""
+        return self.vectors * self.tile.lanes
+
+    @property
+    def panels(self) -> int:
+        """Panels of the packed weight; the last one may be padded."""
+        return int(emit.ceil_div(self.out_features, self.panel_width))
+
+
+def pack_weight(config: LinearDense, weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` (N, K) in the layout the kernel of ``config`` reads: (panels, K, panel_width).
+
+    Raises:
+        ValueError: when shape or dtype are not those of ``config``.
+    """
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if tuple(weight.shape) != (config.out_features, config.in_features) or dtype != config.weight_dtype:
+        raise ValueError(
+            f"this dense linear kernel packs a {config.weight_dtype} weight of shape "
+            f"({config.out_features}, {config.in_features}), not {dtype} {tuple(weight.shape)}"
+        )
+    return pack_panels(weight, config.panel_width)
+
+
+def configurations(
+    tile: FloatTile, in_features: int, out_features: int, weight_dtype: str, bias: bool
+) -> list[LinearDense]:
+    """The kernels worth trying for one layer on one machine; the first is the best guess."""
+    shapes = [(12, 2), (14, 2), (8, 3), (6, 4)] if tile.registers >= 32 else [(6, 2), (4, 3)]
+    return [
+        LinearDense(
+            in_features, out_features, weight_dtype, bias, tile, rows, vectors, depth_block=depth, task_panels=panels
+        )
+        for rows, vectors in shapes
+        for depth in (512, 256, 1024)
+        for panels in (4, 2, 8)
+    ]
+
+
+class _Buffers:
+    """The arguments of one kernel and the accesses its two programs share."""
+
+    def __init__(self, config: LinearDense) -> None:
+        self.config, self.tile = config, config.tile
+        self.rows = emit.symbol("rows")
+        storage = STORAGE_DTYPES[config.weight_dtype]
+        self.x = emit.argument("x", (self.rows, config.in_features), "float32")
+        self.weight = emit.argument("weight", (config.panels, config.in_features, config.panel_width), storage)
+        self.bias = emit.argument("bias", (config.out_features,), "float32") if config.bias else None
+        self.y = emit.argument("y", (self.rows, config.out_features), "float32")
+
+    def columns(self, panel: Expr, k: Expr, v: int) -> Expr:
+        """Vector ``v`` of row ``k`` of a panel of the weight, as float32."""
+        stored = emit.load(self.weight, [panel, k, v * self.tile.lanes], self.tile.lanes)
+        return self.tile.widen(stored, self.config.weight_dtype)
+
+    def _left(self, column: Expr) -> Expr:
+        """Columns from ``column`` on, as far as one vector cares; not positive past the end."""
+        return T.cast(T.min(self.config.out_features - column, emit.index(self.tile.lanes)), "int32")
+
+    def load(self, buffer: Expr, indices: list[Expr], whole: bool) -> Expr:
+        """A vector of ``buffer`` along the columns, zero past the last one unless the vector is known to be whole."""
+        if whole:
+            return emit.load(buffer, indices, self.tile.lanes)
+        return self.tile.load_first(T.address_of(buffer[tuple(indices)]), self._left(indices[-1]))
+
+    def store(self, row: Expr, column: Expr, value: Expr, whole: bool, with_bias: bool) -> None:
+        """Emit the store of one vector of y, the bias added first if asked."""
+        if with_bias:
+            value = value + self.load(self.bias, [column], whole)
+        if whole:
+            emit.store(self.y, [row, column], value, self.tile.lanes)
+        else:
+            self.tile.store_first(T.address_of(self.y[row, column]), value, self._left(column))
+
+
+def _one_row(buffers: _Buffers) -> None:
+    config = buffers.config
+    vectors = config.one_row_panels * config.vectors
+    whole = config.out_features % (config.one_row_panels * config.panel_width) == 0
+    with emit.loop("group", emit.ceil_div(config.panels, config.one_row_panels), parallel=True) as group:
+
+        def scalar(k: Expr, row: Expr) -> Expr:
+            return buffers.x[row, k]
+
+        def vector(k: Expr, v: Expr) -> Expr:
+            panel = group * config.one_row_panels + v // config.vectors
+            # Panels past the end read the last one again; what they compute is stored nowhere.
+            return buffers.columns(panel if whole else T.min(panel, config.panels - 1), k, v % config.vectors)
+
+        def store(row: Expr, v: Expr, value: Expr) -> None:
+            buffers.store(row, (group * vectors + v) * config.tile.lanes, value, whole, config.bias)
+
+        register_tile(config.tile, 1, vectors, config.in_features, scalar, vector, lambda each: each(store))
+
+
+def _several_rows(buffers: _Buffers) -> None:
+    config = buffers.config
+    tiles = RowTiles(buffers.rows, config.rows)
+    # Tile t of x lies at start(t) * K as [k][row], so the rows of one step k are neighbours.
+    packed = emit.scratch("packed_x", buffers.rows * config.in_features)
+    with emit.loop("tile", tiles.count, parallel=True) as tile:
+        start, height = tiles.bind(tile)
+        with emit.loop("row", height) as row, emit.loop("k", config.in_features) as k:
+            T.buffer_store(packed, buffers.x[start + row, k], [start * config.in_features + k * height + row])
+
+    row_tasks = emit.bind("row_tasks", emit.ceil_div(tiles.count, config.task_tiles))
+    with emit.loop("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks, parallel=True) as task:
+        first_panel = emit.bind("first_panel", task // row_tasks * config.task_panels)
+        first_tile = emit.bind("first_tile", task % row_tasks * config.task_tiles)
+        with (
+            emit.loop("block", emit.ceil_div(config.in_features, config.depth_block)) as block,
+            emit.loop("tile", T.min(tiles.count - first_tile, emit.index(config.task_tiles))) as tile,
+        ):
+            start, height = tiles.bind(first_tile + tile)
+
+            def at_height(height: int) -> None:
+                with emit.loop("panel", T.min(config.panels - first_panel, emit.index(config.task_panels))) as panel:
+                    _block_tile(buffers, packed, height, start, emit.bind("panel", first_panel + panel), block)
+
+            for_height(height, 1, config.rows, at_height)
+
+
+def _block_tile(buffers: _Buffers, packed: Expr, height: int, start: Expr, panel: Expr, block: Expr) -> None:
+    """One register tile over one depth block; the partial sums come from y and go back there."""
+    config = buffers.config
+    depth, whole = config.in_features, config.out_features % config.panel_width == 0
+    begin = emit.bind("begin", block * config.depth_block)
+    first_scalar = emit.bind("first_scalar", start * depth + begin * height)
+    first_column = emit.bind("first_column", panel * config.panel_width)
+
+    def scalar(k: Expr, row: Expr) -> Expr:
+        return packed[first_scalar + k * height + row]
+
+    def vector(k: Expr, v: Expr) -> Expr:
+        return buffers.columns(panel, begin + k, v)
+
+    def load(row: Expr, v: Expr) -> Expr:
+        return buffers.load(buffers.y, [start + row, first_column + v * config.tile.lanes], whole)
+
+    def store(with_bias: bool) -> Callable[[Expr, Expr, Expr], None]:
+        return lambda row, v, value: buffers.store(
+            start + row, first_column + v * config.tile.lanes, value, whole, with_bias
+        )
+
+    def finish(each: Callable[[Callable[[Expr, Expr, Expr], None]], None]) -> None:
+        last = block == emit.ceil_div(depth, config.depth_block) - 1
+        emit.branch(last, lambda: each(store(config.bias)), lambda: each(store(False)))
+
+    steps = T.min(depth - begin, emit.index(config.depth_block))
+    register_tile(config.tile, height, config.vectors, steps, scalar, vector, finish, (block == 0, load))
+
+
+def linear_dense(config: LinearDense) -> Any:
+    """The PrimFunc ``(x (M, K), weight (packed), [bias (N,)], y (M, N))`` of ``config``; x, bias and y are float32."""
+
+    def body() -> None:
+        buffers = _Buffers(config)
+        emit.branch(buffers.rows == 1, lambda: _one_row(buffers), lambda: _several_rows(buffers))
+
+    return emit.prim_func("linear_dense", body)
