@@ -51,6 +51,7 @@ class Rewriter(Builder):
 
     Call `keep(node)` for each node to copy and `replace(value, operand)` for each value to stand in for; `finish_like`
     closes the copy. Inputs are copied as they are. What was neither kept nor replaced must not be read by what follows.
+    The record of what stands for what (`correspondence`) tells a checker where the two functions can be cut.
     """
 
     def __init__(self, function: Function, name: str | None = None) -> None:
@@ -58,6 +59,12 @@ class Rewriter(Builder):
         self.original = function
         self.inputs = list(function.inputs)
         self._mapped: dict[Value, Operand] = {v: v for v in function.inputs}
+        self._different: set[Value] = set()
+
+    @property
+    def correspondence(self) -> dict[Value, Operand]:
+        """Values of the original with what holds the same value in the copy."""
+        return {old: new for old, new in self._mapped.items() if old not in self._different}
 
     def operand(self, old: Operand) -> Operand:
         """What stands in the copy for an operand of the original."""
@@ -70,9 +77,17 @@ class Rewriter(Builder):
     def operands(self, node: Node) -> tuple[Operand | None, ...]:
         return tuple(None if i is None else self.operand(i) for i in node.inputs)
 
-    def replace(self, old: Value, new: Operand) -> None:
-        """Let `new` stand for `old` from here on."""
+    def replace(self, old: Value, new: Operand, *, same: bool = True) -> None:
+        """Let `new` stand for `old` from here on.
+
+        `same=False` says that it takes the place of `old` but holds something else (rotated, scaled, quantised), as does
+        a replacement of another type; what is kept and reads it then counts as different too.
+        """
         self._mapped[old] = new
+        if same and new.type == old.type:
+            self._different.discard(old)
+        else:
+            self._different.add(old)
 
     def keep(self, node: Node) -> Node:
         """Copy a node. It is shared unless an operand changed; its type rule runs again only if an operand's type did."""
@@ -86,8 +101,9 @@ class Rewriter(Builder):
             kept = self.node(node.op, *operands, source=node.source, names=names)
             self.nodes.pop()
         self.nodes.append(kept)
+        same = not any(isinstance(i, Value) and i in self._different for i in node.inputs)
         for old, new in zip(node.outputs, kept.outputs):
-            self._mapped[old] = new
+            self.replace(old, new, same=same)
         return kept
 
     def finish_like(self) -> Function:

@@ -1,0 +1,110 @@
+"""What a pass is: a frozen value whose fields are its options, a contract, and a function from module to module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from planish.ir.errors import InputError, PlanishError
+from planish.ir.module import Module, Operand, Value
+from planish.passes.contract import Contract, Exact
+
+Correspondence: TypeAlias = Mapping[Value, Operand]
+"""Values of the source function with the operands of the result that hold the same value. `Rewriter.correspondence`
+and `rewrite` record it; the checker cuts both functions at these pairs."""
+
+
+class PassError(PlanishError):
+    """A pass that broke its contract, or a rule that misbehaved."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A half-sentence that helps with a misspelt name: the nearest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know besides the module.
+
+    Attributes:
+        capabilities: facts about the machine to compile for, None when the pass must not depend on one.
+        seed: the seed of everything drawn at random.
+        progress: called with a fraction between 0 and 1 and a phrase.
+    """
+
+    capabilities: Any = None
+    seed: int = 0
+    progress: Callable[[float, str], None] = lambda fraction, phrase: None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        module: the result; the very module that went in when nothing changed.
+        matches: how often the pass found what it looks for and rewrote it.
+        correspondence: by function name, which values stand for which; may be left empty, then the checker finds what
+            the two functions share by structure alone.
+        refusals: sentences saying where the pass did nothing, and why.
+        details: figures for the report.
+    """
+
+    module: Module
+    matches: int
+    correspondence: Mapping[str, Correspondence] = field(default_factory=dict)
+    refusals: tuple[str, ...] = ()
+    details: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+class Pass(BaseModel):
+    """Base of all passes. A subclass is a frozen value: its fields are its options, its docstring its documentation.
+
+    A pass leaves the module it was given as it was, returns a module that verifies, keeps the names and types of all
+    functions' inputs and outputs, and, if it returns another module, has changed it. The manager checks all of it.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    name: ClassVar[str]
+    adds_functions: ClassVar[bool] = False
+    """Whether the pass may add functions to the module (the existing ones keep their interface)."""
+
+    @property
+    def contract(self) -> Contract:
+        return Exact()
+
+    def apply(self, module: Module, context: Context) -> PassResult:
+        raise PassError(f"pass {type(self).__name__} declares no `apply`")
+
+    def ensures(self, before: Module, after: Module, context: Context) -> tuple[str, ...]:
+        """Sentences about what the result lacks of what this pass promises beyond its contract; empty when all holds."""
+        return ()
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain values (numbers, strings, lists, mappings), defaults included."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], where: str = "") -> Pass:
+        """The pass with these options; raises InputError with one sentence about the first one that does not fit."""
+        place = f" in {where}" if where else ""
+        for key in options:
+            if key not in cls.model_fields:
+                hint = nearest(str(key), cls.model_fields)
+                raise InputError(f"pass {cls.name!r} has no option {key!r}{place}; {hint}")
+        try:
+            # YAML knows no tuples, strict validation takes no list for one: lists become tuples first.
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "options"
+            raise InputError(
+                f"option {key!r} of pass {cls.name!r}{place} is {first['input']!r}: {first['msg']}"
+            ) from error
