@@ -23,7 +23,7 @@ class Attention(Op):
     sees no key gives zeros.
 
     The score is scale * <q, k>, then `softcap` * tanh(score / softcap), then + slopes[h] * (j - p), then + bias, which
-    broadcasts to [batch, heads, length, keys]. `sinks[h]` is one more logit in the denominator of head h.
+    broadcasts to [batch, heads, length, keys]; a bias of -inf makes a key invisible. `sinks[h]` is one more logit in the denominator of head h.
     Scores and softmax are computed in at least float32.
     """
 
@@ -95,8 +95,10 @@ class Attention(Op):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         length, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
         mask = self.visible((length, keys), padding, start, kv_length).unsqueeze(1)
+        if bias is not None:
+            mask = mask & (bias != -torch.inf)
         # A key that no query sees may hold anything, even NaN: it must not reach the products.
-        seen = mask.any(2).squeeze(1).view(-1, keys, 1, 1)
+        seen = mask.any(2).any(1).view(-1, keys, 1, 1)
         heads_k = torch.where(seen, k, 0).to(wide).repeat_interleave(group, 2).permute(0, 2, 3, 1)
         heads_v = torch.where(seen, v, 0).to(wide).repeat_interleave(group, 2).transpose(1, 2)
         scores = (q.to(wide).transpose(1, 2) @ heads_k) * self.scale
