@@ -43,6 +43,16 @@ def promote_op(op: Op) -> Op:
     return widened
 
 
+def _evaluate_promoted(op: Op, operands: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor, ...]:
+    """Evaluate in float64. Operators that make floats out of integers or Python numbers use torch's default dtype."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return promote_op(op).evaluate(*operands)
+    finally:
+        torch.set_default_dtype(default)
+
+
 class Interpreter:
     """Runs the functions of one module. Parameters are decoded when a node reads them and not kept.
 
@@ -106,7 +116,7 @@ class Interpreter:
     ) -> tuple[torch.Tensor, ...]:
         """One node on concrete operands; raises IRError when the results are not of the declared types."""
         op = node.op.bind(known)
-        results = (promote_op(op) if self.promote else op).evaluate(*operands)
+        results = _evaluate_promoted(op, operands) if self.promote else op.evaluate(*operands)
         for declared, result in zip(node.outputs, results):
             want = promote_dtype(declared.type.dtype) if self.promote else declared.type.dtype
             if result.dtype != want or tuple(result.shape) != declared.type.concrete(known):

@@ -1,0 +1,22 @@
+"""Patterns of ATen calls raised to model operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from planish.passes.pass_base import Context
+from planish.passes.raising import attention, gated, linear, norms, positions, rope
+from planish.passes.rewrite import RewritePass, Rule
+
+FAMILIES = (linear, norms, rope, positions, attention, gated)
+
+
+class RaiseModelOps(RewritePass):
+    """Recognise linear maps, embeddings, convolutions, norms, rotary embeddings, positions, attention and gated
+    activations by data flow, and say of everything that nearly fits why it was left as it is."""
+
+    name: ClassVar[str] = "raise-model-ops"
+
+    def rules(self, context: Context) -> Sequence[Rule]:
+        return [rule for family in FAMILIES for rule in family.RULES]
