@@ -6,19 +6,22 @@ if __name__ == "ir":
     raise ImportError("import planish.ir, not ir: a second copy of every class would follow")
 
 from planish.ir.builder import Builder, Rewriter
+from planish.ir.capabilities import Capabilities
 from planish.ir.encodings import Dense, Encoding, GroupedInt
 from planish.ir.errors import InputError, IRError, PlanishError, UnsupportedError
 from planish.ir.interpret import Interpreter, Result
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
 from planish.ir.op import Chooser, Op, Sample
-from planish.ir.params import Computed, InFile, InMemory, Param, Source, dense_param
-from planish.ir.text import print_function, print_module
+from planish.ir.params import Computed, InFile, InMemory, Missing, Param, Source, dense_param
+from planish.ir.structural_hash import structural_hash
+from planish.ir.text import parse_module, print_function, print_module
 from planish.ir.types import Dim, TensorType, symbol
 from planish.ir.verify import Fault, find_faults, verify
 
 __all__ = [
-    "Builder", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Fault", "Function", "GroupedInt", "IRError",
-    "InFile", "InMemory", "InputError", "Interpreter", "Module", "Node", "Op", "Operand", "Param", "ParamRef",
-    "PlanishError", "Result", "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType", "UnsupportedError",
-    "Value", "dense_param", "find_faults", "print_function", "print_module", "symbol", "verify",
+    "Builder", "Capabilities", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Fault", "Function", "GroupedInt",
+    "IRError", "InFile", "InMemory", "InputError", "Interpreter", "Missing", "Module", "Node", "Op", "Operand",
+    "Param", "ParamRef", "PlanishError", "Result", "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType",
+    "UnsupportedError", "Value", "dense_param", "find_faults", "parse_module", "print_function", "print_module",
+    "structural_hash", "symbol", "verify",
 ]  # fmt: skip

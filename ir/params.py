@@ -66,6 +66,20 @@ class Computed:
 
 
 @dataclass(frozen=True, eq=False)
+class Missing:
+    """No storage: the parameter was read from a text without its weights. Its digest is known if the text states it."""
+
+    name: str
+    sha256: str | None = None
+
+    def read(self) -> Storage:
+        raise InputError(
+            f"parameter {self.name!r} has no data: the module was read from its text alone; "
+            f"pass the weights to parse_module to compute with it"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Param:
     """A named constant tensor of the module.
 
@@ -108,11 +122,18 @@ class Param:
 
     def digest(self) -> str:
         """SHA-256 over the storage's field names, dtypes, shapes and bytes."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.storage().items()):
-            digest.update(f"{key}:{dtype_name(tensor.dtype)}{list(tensor.shape)};".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        if isinstance(self.source, Missing) and self.source.sha256 is not None:
+            return self.source.sha256
+        return storage_digest(self.storage())
+
+
+def storage_digest(storage: Storage) -> str:
+    """SHA-256 over the field names, dtypes, shapes and bytes of storage tensors."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(storage.items()):
+        digest.update(f"{key}:{dtype_name(tensor.dtype)}{list(tensor.shape)};".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def dense_param(name: str, tensor: torch.Tensor) -> Param:

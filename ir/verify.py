@@ -14,8 +14,9 @@ import sympy
 
 from planish.ir.attributes import attribute_key, map_leaves
 from planish.ir.errors import IRError
+from planish.ir.fields import field_types, fits, type_text
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
-from planish.ir.op import check_operand_count
+from planish.ir.op import Op, check_operand_count
 from planish.ir.params import Param
 from planish.ir.text.attributes import format_attribute
 from planish.ir.text.printer import FunctionPrinter, Line, Mark, format_name
@@ -90,6 +91,16 @@ def _attribute_fault(value: Any) -> str | None:
     except IRError as error:
         return str(error)
     return next(_symbol_faults((value,)), None)
+
+
+def _field_fault(op: Op) -> str | None:
+    """Which attribute is not of its declared type, or None."""
+    record: type = type(op)
+    for name, declared in field_types(record).items():
+        value = getattr(op, name)
+        if not fits(value, declared):
+            return f"attribute {name!r} must be {type_text(declared)}, got {value!r}"
+    return None
 
 
 def _has_record(value: Any) -> bool:
@@ -188,7 +199,7 @@ class _FunctionCheck:
             sentence = None if operand is None else self._operand_fault(operand, defined)
             if sentence:
                 self.add_at(node, ("operand", number), sentence)
-        fault = _attribute_fault(tuple(node.op.attributes().values()))
+        fault = _attribute_fault(tuple(node.op.attributes().values())) or _field_fault(node.op)
         if fault:
             self.add_at(node, ("op",), f"{node.op.name}: {fault}")
         for number, value in enumerate(node.outputs):

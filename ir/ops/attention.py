@@ -23,8 +23,8 @@ class Attention(Op):
     sees no key gives zeros.
 
     The score is scale * <q, k>, then `softcap` * tanh(score / softcap), then + slopes[h] * (j - p), then + bias, which
-    broadcasts to [batch, heads, length, keys]; a bias of -inf makes a key invisible. `sinks[h]` is one more logit in the denominator of head h.
-    Scores and softmax are computed in at least float32.
+    broadcasts to [batch, heads, length, keys]; a bias of -inf makes a key invisible. `sinks[h]` is one more logit in the
+    denominator of head h. Scores and softmax are computed in at least float32.
     """
 
     name: ClassVar[str] = "attention"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planish.ir.text.parser import Weights, parse_module
 from planish.ir.text.printer import FunctionPrinter, print_function, print_module
 
-__all__ = ["FunctionPrinter", "print_function", "print_module"]
+__all__ = ["FunctionPrinter", "Weights", "parse_module", "print_function", "print_module"]
