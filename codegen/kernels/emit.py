@@ -47,7 +47,7 @@ def bind(name: str, value: Expr) -> Expr:
     It goes through a one-element buffer, which LLVM makes a register again. Left as an expression, or bound to a
     variable, it is simplified anew under every condition and in every index made from it: seconds for one kernel.
     """
-    cell = IRBuilder.name(name, T.alloc_buffer((1,), "int64", scope="local"))
+    cell = IRBuilder.name(name, T.alloc_buffer((1,), "int64"))
     T.buffer_store(cell, value, [0])
     return cell[0]
 
@@ -85,7 +85,7 @@ def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
 
 def registers(name: str, size: int) -> Expr:
     """A float32 buffer accessed only at constant positions, which LLVM therefore keeps in registers."""
-    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="local"))
+    return IRBuilder.name(name, T.alloc_buffer((size,), "float32"))
 
 
 def load(buffer: Expr, indices: Sequence[Expr | int], lanes: int) -> Expr:

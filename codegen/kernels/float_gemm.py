@@ -10,7 +10,7 @@ of an element depend on its row and its column alone, not on the tile, the block
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -86,11 +86,63 @@ def register_tile(
     finish(lambda statement: each(lambda row, v, at: statement(row, v, emit.load(accumulators, [at], lanes))))
 
 
-def for_height(height: Expr, low: int, high: int, body: Callable[[int], None]) -> None:
-    """Emit ``body(h)`` for every h in ``low..high``, guarded so that the one equal to ``height`` runs."""
-    # A flat list of guards and not a chain of else: TVM's simplifier slows down with every condition around it.
-    for candidate in range(high, low - 1, -1):
-        emit.branch(low == high or height == candidate, partial(body, candidate))
+def block_tile(
+    tile: FloatTile,
+    height: int,
+    vectors: int,
+    depth: tuple[Expr | int, int, Expr],
+    scalar: Callable[[Expr, Expr], Expr],
+    vector: Callable[[Expr, Expr], Expr],
+    load: Cell,
+    store: Callable[[Expr, Expr, Expr, bool], None],
+) -> None:
+    """Emit one register tile over one block of the depth.
+
+    Args:
+        tile, height, vectors: as in :func:`register_tile`.
+        depth: the whole depth, the depth of a block, and which block this is.
+        scalar: ``(k, row)`` to a scalar, k counted from the beginning of the depth.
+        vector: ``(k, v)`` to a vector of columns, k counted from the beginning of the block.
+        load: ``(row, v)`` to the partial sum left there by the block before.
+        store: emits ``(row, v, value, last)``; the value is final when ``last``.
+    """
+    total, size, block = depth
+    begin = emit.bind("begin", block * size)
+
+    def finish(each: Callable[[Callable[[Expr, Expr, Expr], None]], None]) -> None:
+        emit.branch(
+            begin + size >= total,
+            lambda: each(lambda row, v, value: store(row, v, value, True)),
+            lambda: each(lambda row, v, value: store(row, v, value, False)),
+        )
+
+    def from_begin(k: Expr, row: Expr) -> Expr:
+        return scalar(begin + k, row)
+
+    steps = T.min(total - begin, emit.index(size))
+    register_tile(tile, height, vectors, steps, from_begin, vector, finish, (block == 0, load))
+
+
+def load_columns(tile: FloatTile, buffer: Expr, indices: Sequence[Expr], end: Expr | int, whole: bool) -> Expr:
+    """A vector along the last dimension from ``indices`` on, zero at and past column ``end`` unless known ``whole``."""
+    if whole:
+        return emit.load(buffer, indices, tile.lanes)
+    return tile.load_first(T.address_of(buffer[tuple(indices)]), _left(tile, indices[-1], end))
+
+
+def store_columns(
+    tile: FloatTile, buffer: Expr, indices: Sequence[Expr], value: Expr, end: Expr | int, whole: bool
+) -> None:
+    """Emit the store of a vector along the last dimension, short of column ``end`` unless known ``whole``."""
+    if whole:
+        emit.store(buffer, indices, value, tile.lanes)
+    else:
+        tile.store_first(T.address_of(buffer[tuple(indices)]), value, _left(tile, indices[-1], end))
+
+
+def _left(tile: FloatTile, column: Expr, end: Expr | int) -> Expr:
+    # Cut to the lanes before the cast: a distance may exceed int32.
+    return T.cast(T.max(T.min(end - column, emit.index(tile.lanes)), emit.index(0)), "int32")
 
 
 class RowTiles:
@@ -104,7 +156,16 @@ class RowTiles:
         self.rows, self.height = rows, height
         self.count = emit.ceil_div(rows, height)
 
-    def bind(self, tile: Expr) -> tuple[Expr, Expr]:
-        """Variables for the first row of ``tile`` and for its number of rows, between 1 and ``height``."""
-        start = emit.bind("start", tile * self.rows // self.count)
-        return start, emit.bind("height", (tile + 1) * self.rows // self.count - start)
+    def tasks(self, tiles: int) -> Expr:
+        """Number of tasks of ``tiles`` row tiles each."""
+        return emit.ceil_div(self.count, tiles)
+
+    def each(self, task: Expr, tiles: int, body: Callable[[int, Expr], None]) -> None:
+        """Emit the loop over the row tiles of ``task``; ``body(height, first_row)`` knows the height."""
+        first = emit.bind("first_tile", task * tiles)
+        with emit.loop("tile", T.min(self.count - first, emit.index(tiles))) as tile:
+            start = emit.bind("start", (first + tile) * self.rows // self.count)
+            height = emit.bind("height", (first + tile + 1) * self.rows // self.count - start)
+            # A flat list of guards and not a chain of else: TVM's simplifier slows down with every condition around it.
+            for candidate in range(self.height, 0, -1):
+                emit.branch(height == candidate, partial(body, candidate, start))

@@ -6,13 +6,13 @@ bits whatever M is. Two programs stand behind one function:
 
 - one row: every weight is read once and used once, so the speed is that of memory; threads share out the panels, and
   several panels are in flight because one chain alone waits for itself;
-- several rows: x is packed by row tiles, then threads share out (columns x rows); a depth block of the panels stays in
-  cache while the rows of a task pass over it, and the partial sums wait in y.
+- several rows: threads share out (columns x rows); a depth block of the panels stays in cache while the rows of a task
+  pass over it, and the partial sums wait in y. x is read where it lies: the few rows of one register tile are as many
+  streams, and packing them measured no faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,14 @@ import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.float_gemm import RowTiles, check_registers, for_height, register_tile
+from planish.codegen.kernels.float_gemm import (
+    RowTiles,
+    block_tile,
+    check_registers,
+    load_columns,
+    register_tile,
+    store_columns,
+)
 from planish.codegen.kernels.linear_dense_packing import pack_panels
 from planish.codegen.tiles.float import STORAGE_DTYPES, Expr, FloatTile
 
@@ -47,10 +54,10 @@ class LinearDense:
     tile: FloatTile
     rows: int
     vectors: int
-    one_row_panels: int = 4
+    one_row_panels: int = 2
     depth_block: int = 512
-    task_panels: int = 4
-    task_tiles: int = 16
+    task_panels: int = 2
+    task_tiles: int = 32
 
     def __post_init__(self) -> None:
         if self.weight_dtype not in STORAGE_DTYPES:
@@ -92,14 +99,29 @@ def configurations(
     tile: FloatTile, in_features: int, out_features: int, weight_dtype: str, bias: bool
 ) -> list[LinearDense]:
     """The kernels worth trying for one layer on one machine; the first is the best guess."""
-    shapes = [(12, 2), (14, 2), (8, 3), (6, 4)] if tile.registers >= 32 else [(6, 2), (4, 3)]
+    shapes = [(6, 4), (12, 2), (8, 3), (14, 2)] if tile.registers >= 32 else [(6, 2), (4, 3)]
+
+    def padding(shape: tuple[int, int]) -> int:
+        """Columns computed, in twentieths of those asked for: less waste first, small differences ignored."""
+        width = shape[1] * tile.lanes
+        return 20 * width * int(emit.ceil_div(out_features, width)) // out_features
+
     return [
         LinearDense(
-            in_features, out_features, weight_dtype, bias, tile, rows, vectors, depth_block=depth, task_panels=panels
+            in_features,
+            out_features,
+            weight_dtype,
+            bias,
+            tile,
+            rows,
+            vectors,
+            one_row_panels=max(1, 8 // vectors),
+            depth_block=depth,
+            task_panels=panels,
         )
-        for rows, vectors in shapes
-        for depth in (512, 256, 1024)
-        for panels in (4, 2, 8)
+        for rows, vectors in sorted(shapes, key=padding)
+        for depth in (512, 1024, 256)
+        for panels in (2, 4)
     ]
 
 
@@ -120,24 +142,15 @@ class _Buffers:
         stored = emit.load(self.weight, [panel, k, v * self.tile.lanes], self.tile.lanes)
         return self.tile.widen(stored, self.config.weight_dtype)
 
-    def _left(self, column: Expr) -> Expr:
-        """Columns from ``column`` on, as far as one vector cares; not positive past the end."""
-        return T.cast(T.min(self.config.out_features - column, emit.index(self.tile.lanes)), "int32")
-
     def load(self, buffer: Expr, indices: list[Expr], whole: bool) -> Expr:
         """A vector of ``buffer`` along the columns, zero past the last one unless the vector is known to be whole."""
-        if whole:
-            return emit.load(buffer, indices, self.tile.lanes)
-        return self.tile.load_first(T.address_of(buffer[tuple(indices)]), self._left(indices[-1]))
+        return load_columns(self.tile, buffer, indices, self.config.out_features, whole)
 
-    def store(self, row: Expr, column: Expr, value: Expr, whole: bool, with_bias: bool) -> None:
-        """Emit the store of one vector of y, the bias added first if asked."""
-        if with_bias:
+    def store(self, row: Expr, column: Expr, value: Expr, whole: bool, last: bool) -> None:
+        """Emit the store of one vector of y; the ``last`` one adds the bias first."""
+        if last and self.bias is not None:
             value = value + self.load(self.bias, [column], whole)
-        if whole:
-            emit.store(self.y, [row, column], value, self.tile.lanes)
-        else:
-            self.tile.store_first(T.address_of(self.y[row, column]), value, self._left(column))
+        store_columns(self.tile, self.y, [row, column], value, self.config.out_features, whole)
 
 
 def _one_row(buffers: _Buffers) -> None:
@@ -146,75 +159,54 @@ def _one_row(buffers: _Buffers) -> None:
     whole = config.out_features % (config.one_row_panels * config.panel_width) == 0
     with emit.loop("group", emit.ceil_div(config.panels, config.one_row_panels), parallel=True) as group:
 
-        def scalar(k: Expr, row: Expr) -> Expr:
-            return buffers.x[row, k]
-
         def vector(k: Expr, v: Expr) -> Expr:
             panel = group * config.one_row_panels + v // config.vectors
             # Panels past the end read the last one again; what they compute is stored nowhere.
             return buffers.columns(panel if whole else T.min(panel, config.panels - 1), k, v % config.vectors)
 
         def store(row: Expr, v: Expr, value: Expr) -> None:
-            buffers.store(row, (group * vectors + v) * config.tile.lanes, value, whole, config.bias)
+            buffers.store(row, (group * vectors + v) * config.tile.lanes, value, whole, True)
 
-        register_tile(config.tile, 1, vectors, config.in_features, scalar, vector, lambda each: each(store))
+        register_tile(
+            config.tile,
+            1,
+            vectors,
+            config.in_features,
+            lambda k, row: buffers.x[row, k],
+            vector,
+            lambda each: each(store),
+        )
 
 
 def _several_rows(buffers: _Buffers) -> None:
-    config = buffers.config
+    config, lanes = buffers.config, buffers.config.tile.lanes
+    whole = config.out_features % config.panel_width == 0
     tiles = RowTiles(buffers.rows, config.rows)
-    # Tile t of x lies at start(t) * K as [k][row], so the rows of one step k are neighbours.
-    packed = emit.scratch("packed_x", buffers.rows * config.in_features)
-    with emit.loop("tile", tiles.count, parallel=True) as tile:
-        start, height = tiles.bind(tile)
-        with emit.loop("row", height) as row, emit.loop("k", config.in_features) as k:
-            T.buffer_store(packed, buffers.x[start + row, k], [start * config.in_features + k * height + row])
-
-    row_tasks = emit.bind("row_tasks", emit.ceil_div(tiles.count, config.task_tiles))
-    with emit.loop("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks, parallel=True) as task:
+    row_tasks = emit.bind("row_tasks", tiles.tasks(config.task_tiles))
+    with (
+        emit.loop("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks, parallel=True) as task,
+        emit.loop("block", emit.ceil_div(config.in_features, config.depth_block)) as block,
+    ):
         first_panel = emit.bind("first_panel", task // row_tasks * config.task_panels)
-        first_tile = emit.bind("first_tile", task % row_tasks * config.task_tiles)
-        with (
-            emit.loop("block", emit.ceil_div(config.in_features, config.depth_block)) as block,
-            emit.loop("tile", T.min(tiles.count - first_tile, emit.index(config.task_tiles))) as tile,
-        ):
-            start, height = tiles.bind(first_tile + tile)
 
-            def at_height(height: int) -> None:
-                with emit.loop("panel", T.min(config.panels - first_panel, emit.index(config.task_panels))) as panel:
-                    _block_tile(buffers, packed, height, start, emit.bind("panel", first_panel + panel), block)
+        def row_tile(height: int, start: Expr) -> None:
+            with emit.loop("panel", T.min(config.panels - first_panel, emit.index(config.task_panels))) as of_task:
+                panel = emit.bind("panel", first_panel + of_task)
+                column = emit.bind("column", panel * config.panel_width)
+                block_tile(
+                    config.tile,
+                    height,
+                    config.vectors,
+                    (config.in_features, config.depth_block, block),
+                    scalar=lambda k, row: buffers.x[start + row, k],
+                    vector=lambda k, v: buffers.columns(panel, block * config.depth_block + k, v),
+                    load=lambda row, v: buffers.load(buffers.y, [start + row, column + v * lanes], whole),
+                    store=lambda row, v, value, last: buffers.store(
+                        start + row, column + v * lanes, value, whole, last
+                    ),
+                )
 
-            for_height(height, 1, config.rows, at_height)
-
-
-def _block_tile(buffers: _Buffers, packed: Expr, height: int, start: Expr, panel: Expr, block: Expr) -> None:
-    """One register tile over one depth block; the partial sums come from y and go back there."""
-    config = buffers.config
-    depth, whole = config.in_features, config.out_features % config.panel_width == 0
-    begin = emit.bind("begin", block * config.depth_block)
-    first_scalar = emit.bind("first_scalar", start * depth + begin * height)
-    first_column = emit.bind("first_column", panel * config.panel_width)
-
-    def scalar(k: Expr, row: Expr) -> Expr:
-        return packed[first_scalar + k * height + row]
-
-    def vector(k: Expr, v: Expr) -> Expr:
-        return buffers.columns(panel, begin + k, v)
-
-    def load(row: Expr, v: Expr) -> Expr:
-        return buffers.load(buffers.y, [start + row, first_column + v * config.tile.lanes], whole)
-
-    def store(with_bias: bool) -> Callable[[Expr, Expr, Expr], None]:
-        return lambda row, v, value: buffers.store(
-            start + row, first_column + v * config.tile.lanes, value, whole, with_bias
-        )
-
-    def finish(each: Callable[[Callable[[Expr, Expr, Expr], None]], None]) -> None:
-        last = block == emit.ceil_div(depth, config.depth_block) - 1
-        emit.branch(last, lambda: each(store(config.bias)), lambda: each(store(False)))
-
-    steps = T.min(depth - begin, emit.index(config.depth_block))
-    register_tile(config.tile, height, config.vectors, steps, scalar, vector, finish, (block == 0, load))
+        tiles.each(task % row_tasks, config.task_tiles, row_tile)
 
 
 def linear_dense(config: LinearDense) -> Any:
