@@ -22,7 +22,7 @@ from planish.ir.types import TensorType
 Term: TypeAlias = sympy.Basic
 
 INPUT = sympy.Function("input")
-"""`input(name, i, j, ...)`: the element of a function input, as a truth value."""
+"""`input(name, i, j, ...)`: the element of a function input."""
 
 
 def axis(number: int) -> sympy.Symbol:
@@ -58,7 +58,8 @@ class IndexTerms:
 
     def _compute(self, value: Value) -> Term | None:
         if value in self._inputs:
-            return INPUT(sympy.Symbol(self._inputs[value]), *(axis(n) for n in range(value.type.rank)))
+            element = INPUT(sympy.Symbol(self._inputs[value]), *(axis(n) for n in range(value.type.rank)))
+            return truth(element) if value.type.dtype == torch.bool else element
         node = self._producers.get(value)
         if node is None or not isinstance(node.op, Aten) or len(node.outputs) != 1:
             return None
