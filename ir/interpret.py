@@ -148,8 +148,8 @@ class Interpreter:
     def param(self, name: str) -> torch.Tensor:
         """The decoded parameter, in float64 when promoting. An encoding decodes exactly as it does without promotion,
         so that both runs compute with the same weights."""
-        value = self.module.params[name].value()
-        return value.to(promote_dtype(value.dtype)) if self.promote else value
+        param = self.module.params[name]
+        return param.wide_value() if self.promote else param.value()
 
     def _state(self, ref: StateRef, states: dict[str, torch.Tensor], known: Mapping[str, int]) -> torch.Tensor:
         if ref.name not in states:

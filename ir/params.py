@@ -57,9 +57,13 @@ class InFile:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """Storage computed from other parameters each time it is read; `compute` must be a pure function of its inputs."""
+    """Storage computed from other parameters each time it is read; `compute` must be a pure function of its inputs.
+
+    A computation that rounds also gives `wide`: its logical tensor with everything floating computed in float64.
+    """
 
     compute: Callable[[], Storage]
+    wide: Callable[[], torch.Tensor] | None = None
 
     def read(self) -> Storage:
         return self.compute()
@@ -119,6 +123,14 @@ class Param:
     def value(self) -> torch.Tensor:
         """The logical tensor, decoded."""
         return self.encoding.decode(self.storage(), self.type)
+
+    def wide_value(self) -> torch.Tensor:
+        """The logical tensor, float64 if it is floating: exactly what `value` holds, except that a parameter computed
+        from others (see `Computed.wide`) is computed without the roundings in between."""
+        if isinstance(self.source, Computed) and self.source.wide is not None:
+            return self.source.wide()
+        value = self.value()
+        return value.to(torch.float64) if value.dtype.is_floating_point else value
 
     def digest(self) -> str:
         """SHA-256 over the storage's field names, dtypes, shapes and bytes."""

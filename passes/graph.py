@@ -10,6 +10,7 @@ import torch
 
 from planish.ir.attributes import Attribute
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
+from planish.ir.op import Op
 from planish.ir.ops import Aten
 from planish.ir.ops.aten import resolve_overload
 
@@ -24,6 +25,11 @@ def schema_arguments(overload: str) -> tuple[tuple[str, Any, bool], ...]:
     """For each argument of an ATen operator: its name, its default (None without one), whether it has a default."""
     schema = resolve_overload(overload)._schema
     return tuple((a.name, a.default_value, a.has_default_value()) for a in schema.arguments)
+
+
+def is_deterministic(op: Op) -> bool:
+    """Whether an operation gives the same results each time; random ATen operators do not."""
+    return not isinstance(op, Aten) or torch.Tag.nondeterministic_seeded not in resolve_overload(op.overload).tags
 
 
 def _tupled(value: Any) -> Any:
@@ -77,7 +83,7 @@ class Graph:
         return node is not None and isinstance(node.op, Aten) and node.op.overload in overloads
 
     @staticmethod
-    def arguments(node: Node) -> dict[str, Argument]:
+    def arguments(node: Node) -> dict[str, Any]:
         """The arguments of an ATen call by schema name."""
         assert isinstance(node.op, Aten)
         return named_arguments(node.op, node.inputs)

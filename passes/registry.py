@@ -1,0 +1,49 @@
+"""Which passes exist: one line each, loaded when asked for. Others register as `planish.passes` entry points."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from planish.ir.errors import InputError
+from planish.passes.pass_base import Pass, nearest
+
+PASSES: dict[str, str] = {
+    "canonicalise": "planish.passes.canonicalise:Canonicalise",
+    "common-subexpressions": "planish.passes.common_subexpressions:CommonSubexpressions",
+    "dead-code": "planish.passes.dead_code:DeadCode",
+    "derive-programs": "planish.passes.derive_programs:DerivePrograms",
+    "fold-constants": "planish.passes.fold_constants:FoldConstants",
+    "fuse-horizontal": "planish.passes.fuse_horizontal:FuseHorizontal",
+    "quantize-weights": "planish.passes.quantize_weights:QuantizeWeights",
+    "raise-model-ops": "planish.passes.raise_model_ops:RaiseModelOps",
+}
+
+
+@lru_cache(maxsize=1)
+def _outside_passes() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="planish.passes")}
+
+
+def pass_names() -> list[str]:
+    """Every name that a recipe may use, sorted."""
+    return sorted({*PASSES, *_outside_passes()})
+
+
+def pass_class(name: str, where: str = "") -> type[Pass]:
+    """The pass of that name; raises InputError naming the nearest known one, or saying why it could not be loaded."""
+    if name in PASSES:
+        module, _, attribute = PASSES[name].partition(":")
+        found: object = getattr(importlib.import_module(module), attribute)
+    elif name in _outside_passes():
+        point = _outside_passes()[name]
+        try:
+            found = point.load()
+        except Exception as error:
+            raise InputError(f"pass {name!r} of entry point {point.value!r} cannot be loaded: {error}") from error
+    else:
+        raise InputError(f"no pass is called {name!r}{f' in {where}' if where else ''}; {nearest(name, pass_names())}")
+    if not (isinstance(found, type) and issubclass(found, Pass)) or found.name != name:
+        raise InputError(f"what is registered as pass {name!r} is {found!r}, not a pass of that name")
+    return found
