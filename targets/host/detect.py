@@ -1,0 +1,129 @@
+"""What this machine is: its processor's features, the compilation target that uses them, and the tiles that fit.
+
+LLVM names a processor by family, but a hypervisor may hide features of that family, and LLVM may not know the family.
+So the flags the operating system reports decide, and they are spelled out to LLVM where its idea of the name differs.
+Feature names are LLVM's everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import tvm
+from tvm.target import codegen as llvm
+
+from planish.codegen.tiles.float import FloatTile
+from planish.codegen.tiles.int8 import Int8Tile
+from planish.targets.host.float_tiles import FLOAT_TILES
+from planish.targets.host.int8_tiles import INT8_TILES
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+class _NeedsFeatures(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def features(self) -> frozenset[str]: ...
+
+
+Tile = TypeVar("Tile", bound=_NeedsFeatures)
+
+
+@dataclass(frozen=True)
+class HostCpu:
+    """One processor as a target.
+
+    Attributes:
+        model: the vendor's name, for reports.
+        llvm_name: LLVM's name of the family.
+        features: vector features it has, in LLVM's spelling.
+        cores: physical cores this process may use.
+    """
+
+    model: str
+    llvm_name: str
+    features: frozenset[str]
+    cores: int
+
+    def tvm_target(self) -> Any:
+        """The TVM target that compiles for exactly these features."""
+        implied = self._llvm_features([])
+        needed = frozenset[str]().union(*(tile.features for tile in (*FLOAT_TILES, *INT8_TILES)))
+        added = sorted(f"+{feature}" for feature in (self.features & needed) - implied)
+        # Taking a feature away takes those that stand on it (AVX-512 on AVX2): it stays where one of them is wanted.
+        excess = [f for f in sorted(implied - self.features) if f.startswith("avx")]
+        kept = self.features & implied
+        hidden = [f"-{feature}" for feature in excess if kept <= self._llvm_features([f"-{feature}"])]
+        return self._llvm_target([*hidden, *added])
+
+    def _llvm_target(self, attributes: list[str]) -> Any:
+        base = {"kind": "llvm", "mcpu": self.llvm_name, "num-cores": self.cores}
+        return tvm.target.Target({**base, "mattr": attributes})
+
+    def _llvm_features(self, attributes: list[str]) -> set[str]:
+        """What LLVM takes its processor to have."""
+        return set(llvm.llvm_get_cpu_features(self._llvm_target(attributes)))
+
+    def restricted_to(self, features: Iterable[str]) -> HostCpu:
+        """This processor as if it had no vector features but ``features``: to build for a lesser one of its kind."""
+        return replace(self, features=self.features & frozenset(features))
+
+    def tiles(self, tiles: Sequence[Tile]) -> list[Tile]:
+        """Those of ``tiles`` whose instructions this processor has, in the same order."""
+        return [tile for tile in tiles if tile.features <= self.features]
+
+    @property
+    def float_tile(self) -> FloatTile:
+        """The fastest float tile. Raises RuntimeError when no tile fits."""
+        return self._best(FLOAT_TILES)
+
+    @property
+    def int8_tile(self) -> Int8Tile:
+        """The fastest 8-bit tile. Raises RuntimeError when no tile fits."""
+        return self._best(INT8_TILES)
+
+    def _best(self, tiles: Sequence[Tile]) -> Tile:
+        fitting = self.tiles(tiles)
+        if not fitting:
+            lacking = sorted(tiles[-1].features - self.features)
+            raise RuntimeError(
+                f"the host target cannot run on {self.model}: it lacks {', '.join(lacking)}; "
+                f"use an x86-64 processor with AVX2, FMA and F16C, or build for another target"
+            )
+        return fitting[0]
+
+
+def detect_host() -> HostCpu:
+    """The processor this process runs on."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    name = str(llvm.llvm_get_system_cpu())
+    if CPUINFO.is_file():
+        return read_cpuinfo(CPUINFO.read_text(), name, allowed)
+    features = llvm.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    return HostCpu(name, name, frozenset(features), len(allowed))
+
+
+def read_cpuinfo(text: str, llvm_name: str, allowed: set[int]) -> HostCpu:
+    """The processor described by the text of Linux's ``/proc/cpuinfo``, of which the logical CPUs ``allowed`` are ours."""
+    model, features, cores = llvm_name, frozenset[str](), set[tuple[str, str]]()
+    for number, block in enumerate(text.strip().split("\n\n")):
+        pairs = (line.partition(":") for line in block.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+        processor = fields.get("processor", str(number))
+        if processor not in map(str, allowed):
+            continue
+        model = fields.get("model name", model)
+        features = frozenset(map(_llvm_feature, fields.get("flags", fields.get("Features", "")).split()))
+        # Two logical CPUs with one core id share its vector units; without ids each counts as a core.
+        cores.add((fields.get("physical id", ""), fields.get("core id", f"processor {processor}")))
+    return HostCpu(model, llvm_name, features, max(1, len(cores)))
+
+
+def _llvm_feature(flag: str) -> str:
+    """Linux's name of a flag as LLVM spells it."""
+    return flag.replace("_", "") if flag.startswith("avx") else flag
