@@ -16,12 +16,13 @@ from planish.ir.ops import Attention, Slot, aten
 from planish.ir.types import TensorType, symbol
 from planish.passes.graph import Graph
 from planish.passes.patterns import OneOf, call
+from planish.passes.raising.alibi import alibi_slopes
 from planish.passes.raising.draws import F32
 from planish.passes.raising.index_terms import IndexTerms
 from planish.passes.raising.masks import Mask, describe, visible_where
 from planish.passes.rewrite import Match, Replacement, Rule, pattern_rule
 
-PADDING, START, BIAS = 3, 4, 8
+PADDING, START, SLOPES, BIAS = 3, 4, 6, 8
 
 _TERMS: WeakKeyDictionary[Graph, IndexTerms] = WeakKeyDictionary()
 _MASKS: WeakKeyDictionary[Value, Mask | None] = WeakKeyDictionary()
@@ -41,34 +42,58 @@ def _mask_of(bias: object, graph: Graph) -> Mask | None:
     return _MASKS[bias]
 
 
+def _terms(bias: object, graph: Graph) -> list[Value]:
+    """What is added up to a bias."""
+    if not isinstance(bias, Value):
+        return []
+    node = graph.producer(bias)
+    if node is not None and graph.is_call(bias, "add.Tensor"):
+        added = graph.arguments(node)
+        if added["alpha"] == 1 and all(isinstance(added[n], Value) for n in ("self", "other")):
+            return [*_terms(added["self"], graph), *_terms(added["other"], graph)]
+    return [bias]
+
+
 def _find_described(node: Node, graph: Graph) -> Match | str | None:
-    bias = node.inputs[BIAS]
-    if bias is None or node.inputs[START] is not None:
+    if node.inputs[BIAS] is None or node.inputs[START] is not None:
         return None
-    mask = _mask_of(bias, graph)
-    if mask is None:
-        return f"its mask {bias} is no conjunction of causal, window, chunk and padding conditions and stays a tensor"
-    op = node.op
+    op, padding, slopes = node.op, node.inputs[PADDING], node.inputs[SLOPES]
     assert isinstance(op, Attention)
-    if (mask.padding and node.inputs[PADDING] is not None) or any(
-        getattr(mask, name) is not None and getattr(op, name) is not None for name in ("window", "chunk")
-    ):
-        return "it has both a described mask and a mask tensor that describe the same thing"
-    padding = next((v for v in graph.function.inputs if v.name == mask.padding), None)
-    described = replace(
-        op, causal=op.causal or mask.causal, window=mask.window or op.window, chunk=mask.chunk or op.chunk
-    )
-    captures = {"op": described, "padding": padding, "operands": node.inputs}
+    rest: list[Value] = []
+    for term in _terms(node.inputs[BIAS], graph):
+        mask, found = _mask_of(term, graph), alibi_slopes(term, graph)
+        if mask is not None and not _overlaps(mask, op, padding):
+            op = replace(
+                op, causal=op.causal or mask.causal, window=mask.window or op.window, chunk=mask.chunk or op.chunk
+            )
+            padding = padding or next((v for v in graph.function.inputs if v.name == mask.padding), None)
+        elif found is not None and slopes is None:
+            slopes = found
+        else:
+            rest.append(term)
+    if len(rest) == len(_terms(node.inputs[BIAS], graph)):
+        return (
+            f"its mask {rest[0]} is no conjunction of causal, window, chunk and padding conditions and stays a tensor"
+        )
+    captures = {"op": op, "padding": padding, "slopes": slopes, "operands": node.inputs, "rest": tuple(rest)}
     return Match((node.output,), (node,), captures)
+
+
+def _overlaps(mask: Mask, op: Attention, padding: object) -> bool:
+    """Whether a mask says again what is described already, perhaps differently."""
+    twice = [n for n in ("window", "chunk") if getattr(mask, n) is not None and getattr(op, n) is not None]
+    return bool(twice) or (mask.padding is not None and padding is not None)
 
 
 def _build_described(to: Replacement, match: Match) -> Operand:
     operands = list(match["operands"])
     padding = match["padding"]
-    if padding is not None:
-        is_bool = padding.type.dtype == torch.bool
-        operands[PADDING] = padding if is_bool else to.emit(aten("ne.Scalar", Slot(0), 0), padding)
-    operands[BIAS] = None
+    if padding is not None and padding.type.dtype != torch.bool:
+        padding = to.emit(aten("ne.Scalar", Slot(0), 0), padding)
+    bias: Value | None = None
+    for term in match["rest"]:
+        bias = term if bias is None else to.emit(aten("add.Tensor", Slot(0), Slot(1)), bias, term)
+    operands[PADDING], operands[SLOPES], operands[BIAS] = padding, match["slopes"], bias
     return to.emit(match["op"], *operands)
 
 

@@ -182,8 +182,8 @@ def _arange(terms: IndexTerms, node: Node) -> Term:
 
 def _full(terms: IndexTerms, node: Node) -> Term:
     assert isinstance(node.op, Aten)
-    filled = {"zeros.default": 0, "ones.default": 1}.get(node.op.overload)
-    value = node.op.arguments[1] if filled is None else filled
+    filled = {"zeros.default": 0, "ones.default": 1, "new_zeros.default": 0, "new_ones.default": 1}
+    value = filled[node.op.overload] if node.op.overload in filled else node.op.arguments[1]
     return number(bool(value) if node.output.type.dtype == torch.bool else value)
 
 
@@ -271,6 +271,8 @@ _RULES: dict[str, _Rule] = {
     "full.default": _full,
     "zeros.default": _full,
     "ones.default": _full,
+    "new_zeros.default": _full,
+    "new_ones.default": _full,
     "scalar_tensor.default": _pointwise(lambda x: x),
     "view.default": _reshape,
     "reshape.default": _reshape,

@@ -134,14 +134,13 @@ def _draw_conv(choose: Chooser) -> Mapping[str, Any]:
     groups = choose.integer(1, 2)
     ins, outs = groups * choose.integer(1, 3), groups * choose.integer(1, 3)
     weight = small_integers(choose, outs, ins // groups, choose.integer(1, 3), choose.integer(1, 3))
-    pair = lambda high: (choose.integer(1, high), choose.integer(1, high))  # noqa: E731
     return {
         "x": TensorType(F32, (choose.integer(1, 2), ins, choose.integer(5, 7), choose.integer(5, 7))),
         "weight": weight,
         "bias": small_integers(choose, outs),
-        "stride": pair(2),
+        "stride": (choose.integer(1, 2), choose.integer(1, 2)),
         "padding": (choose.integer(0, 2), choose.integer(0, 1)),
-        "dilation": pair(2),
+        "dilation": (choose.integer(1, 2), choose.integer(1, 2)),
         "groups": groups,
     }
 

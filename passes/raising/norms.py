@@ -21,7 +21,7 @@ def _draw(choose: Chooser) -> dict[str, Any]:
 def _draw_whole(choose: Chooser) -> Mapping[str, Any]:
     drawn = _draw(choose)
     size = drawn["x"].shape[-1]
-    return {**drawn, "shape": (size,), "bias": small_integers(choose, size)}
+    return {**drawn, "shape": (size,), "bias": small_integers(choose, size), "cudnn": choose.boolean()}
 
 
 def _last_axis_only(match: Match, graph: Graph) -> str | None:
@@ -31,8 +31,9 @@ def _last_axis_only(match: Match, graph: Graph) -> str | None:
 
 LAYER_NORM = pattern_rule(
     "layer norm",
-    lambda x, weight, bias, *, shape, eps: call(
-        "layer_norm.default", x, shape, OneOf((weight, None)), OneOf((bias, None)), eps
+    # The last argument picks a kernel of torch's and has no meaning.
+    lambda x, weight, bias, *, shape, eps, cudnn: call(
+        "layer_norm.default", x, shape, OneOf((weight, None)), OneOf((bias, None)), eps, cudnn
     ),
     lambda to, match: to.emit(
         LayerNorm(match["eps"]), match["x"], match.captures.get("weight"), match.captures.get("bias")
