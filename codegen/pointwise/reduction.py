@@ -1,0 +1,194 @@
+"""Kernels that fold axes of a tensor into one value, with the elementwise operations before them fused in.
+
+The order of the additions is fixed by the reduced sizes alone, so a row has the same bits whatever else is computed.
+Where the last axis is folded, `LANES` partial results run side by side, which is both what vectors want and shorter
+chains of rounding; where it is kept, a block of its elements is folded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from planish.codegen.dims import Expr, Symbols
+from planish.codegen.kernels import emit
+from planish.codegen.pointwise import loops
+from planish.codegen.pointwise.dtypes import STORAGE, stored
+from planish.codegen.pointwise.expression import Call, Indices, Lazy
+from planish.codegen.pointwise.kernel import Fused, Unfolding, call_of, unbound
+from planish.ir import Operand
+
+LANES = 16
+"""Partial results of one fold along the last axis."""
+BLOCK = 256
+"""Elements of a kept last axis that are folded together."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One reduction of one call.
+
+    Attributes:
+        axes: the folded axes of the operand, in order.
+        dtype: dtype (in registers) in which it accumulates.
+        initial: the value that folding starts from.
+        element: the operand's value as it enters the fold, in `dtype`.
+        combine: of two partial results.
+        finish: from the total to the result's value in its compute dtype.
+    """
+
+    axes: tuple[int, ...]
+    dtype: torch.dtype
+    initial: Expr
+    element: Callable[[Expr], Expr]
+    combine: Callable[[Expr, Expr], Expr]
+    finish: Callable[[Expr], Expr]
+
+
+FoldRule = Callable[[Call], Fold]
+
+
+def reduction_kernel(name: str, fused: Fused, fold_of: FoldRule) -> tuple[Any, list[str]]:
+    """The PrimFunc `(leaves..., symbols..., result)` of a reduction (the last node of `fused`), and these symbols."""
+    _, used = _emit(name, fused, fold_of, [])
+    return _emit(name, fused, fold_of, used)
+
+
+def _emit(name: str, fused: Fused, fold_of: FoldRule, extra: list[str]) -> tuple[Any, list[str]]:
+    symbols, used = Symbols(), list[str]()
+
+    def body() -> None:
+        shapes = [symbols.shape(leaf.type.shape) for leaf in fused.leaves.values()]
+        arguments = [
+            emit.argument(f"x{n}", shape, STORAGE[leaf.stored])
+            for n, (leaf, shape) in enumerate(zip(fused.leaves.values(), shapes))
+        ]
+        for symbol in extra:
+            T.arg(symbol, symbols.variable(symbol))
+        result = emit.argument("y", symbols.shape(fused.value.type.shape), STORAGE[fused.value.type.dtype])
+        _Reduction(fused, fold_of, dict(zip(fused.leaves, arguments)), result, symbols).emit()
+        used.extend(unbound(symbols, shapes))
+
+    return emit.prim_func(name, body), used
+
+
+class _Reduction:
+    def __init__(
+        self, fused: Fused, fold_of: FoldRule, buffers: dict[Operand, Expr], result: Expr, symbols: Symbols
+    ) -> None:
+        self.fused, self.buffers, self.result, self.symbols = fused, buffers, result, symbols
+        self.node = fused.nodes[-1]
+        operand = self.node.inputs[0]
+        assert operand is not None
+        self.operand: Operand = operand
+        lazies = [None if i is None else self._lazy(i) for i in self.node.inputs]
+        self.fold = fold_of(call_of(self.node, lazies, [v.type for v in self.node.outputs], symbols))
+        self.sizes = symbols.shape(operand.type.shape)
+        self.kept = [a for a in range(operand.type.rank) if a not in self.fold.axes]
+
+    def _lazy(self, operand: Operand) -> Lazy:
+        return Unfolding(self.fused, self.buffers, self.symbols).lazy(operand)
+
+    def _value(self, lazy: Lazy, kept: Sequence[Expr], folded: Sequence[Expr]) -> Expr:
+        indices: list[Expr] = [None] * len(self.sizes)
+        for axis, index in (*zip(self.kept, kept), *zip(self.fold.axes, folded)):
+            indices[axis] = index
+        return self.fold.element(lazy.at(tuple(indices)))
+
+    def _store(self, kept: Sequence[Expr], total: Expr) -> None:
+        type = self.fused.value.type
+        indices: Indices = tuple(kept)
+        if type.rank != len(kept):
+            chosen = dict(zip(self.kept, kept))
+            indices = tuple(chosen.get(a, T.int64(0)) for a in range(type.rank))
+        T.buffer_store(self.result, stored(T.bind(self.fold.finish(total)), type.dtype), list(indices))
+
+    def emit(self) -> None:
+        last = len(self.sizes) - 1
+        if not self.fold.axes or last in self.kept:
+            self._fold_blocks()
+        else:
+            self._fold_rows()
+
+    def _fold_rows(self) -> None:
+        """The last axis is folded: one row after another, LANES partial results at a time."""
+        *outer, inner = self.fold.axes
+        count = self.sizes[inner]
+
+        def row(kept: Indices) -> None:
+            partial = _local("partial", LANES, self.fold.dtype)
+            with _vector("lane", LANES) as lane:
+                T.buffer_store(partial, self.fold.initial, [lane])
+            with ExitStack() as stack:
+                at = [stack.enter_context(emit.loop("r", self.sizes[a])) for a in outer]
+
+                def take(lane: Expr, position: Expr) -> None:
+                    value = self._value(self._lazy(self.operand), kept, [*at, position])
+                    T.buffer_store(partial, self.fold.combine(partial[lane], value), [lane])
+
+                with emit.loop("step", count // LANES) as step, _vector("lane", LANES) as lane:
+                    take(lane, step * LANES + lane)
+                with emit.loop("rest", count % LANES) as lane:
+                    take(lane, count // LANES * LANES + lane)
+            totals = [T.bind(partial[lane]) for lane in range(LANES)]
+            while len(totals) > 1:
+                half = len(totals) // 2
+                totals = [T.bind(self.fold.combine(a, b)) for a, b in zip(totals[:half], totals[half:])]
+            self._store(kept, totals[0])
+
+        loops.for_each([self.sizes[a] for a in self.kept], row, cost=_weight(self.sizes, self.fold.axes))
+
+    def _fold_blocks(self) -> None:
+        """The last axis is kept: a block of its elements is folded side by side."""
+        inner = self.sizes[self.kept[-1]]
+        blocks = emit.ceil_div(inner, BLOCK)
+
+        def block(index: Indices) -> None:
+            *kept, number = index
+            start = emit.bind("start", number * BLOCK)
+            width = T.min(inner - start, emit.index(BLOCK))
+            partial = _local("partial", BLOCK, self.fold.dtype)
+            with emit.loop("i", width) as i:
+                T.buffer_store(partial, self.fold.initial, [i])
+            with ExitStack() as stack:
+                at = [stack.enter_context(emit.loop("r", self.sizes[a])) for a in self.fold.axes]
+                with emit.loop("i", width) as i:
+                    value = self._value(self._lazy(self.operand), [*kept, start + i], at)
+                    T.buffer_store(partial, self.fold.combine(partial[i], value), [i])
+            with emit.loop("i", width) as i:
+                self._store([*kept, start + i], T.bind(partial[i]))
+
+        shape = [*(self.sizes[a] for a in self.kept[:-1]), blocks]
+        loops.for_each(shape, block, cost=_weight(self.sizes, self.fold.axes) * 64)
+
+
+def _weight(sizes: Sequence[Expr], axes: Sequence[int]) -> int:
+    """About how many elements one result folds; a symbolic size counts as a few."""
+    weight = 1
+    for axis in axes:
+        size = sizes[axis]
+        weight *= int(size) if hasattr(size, "value") else 16
+    return max(1, min(weight, 1 << 14))
+
+
+def _local(name: str, size: int, dtype: torch.dtype) -> Expr:
+    return IRBuilder.name(name, T.alloc_buffer((size,), STORAGE[dtype], scope="local"))
+
+
+class _vector:
+    """A loop that becomes one vector operation."""
+
+    def __init__(self, name: str, lanes: int) -> None:
+        self.name, self.frame = name, T.vectorized(emit.index(lanes))
+
+    def __enter__(self) -> Expr:
+        return IRBuilder.name(self.name, self.frame.__enter__())
+
+    def __exit__(self, *error: object) -> None:
+        self.frame.__exit__(*error)

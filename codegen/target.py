@@ -1,0 +1,64 @@
+"""What a target states about a machine. Targets are written against this interface; codegen knows none by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from planish.codegen.tiles.float import FloatTile
+from planish.codegen.tiles.int8 import Int8Tile
+from planish.ir import Capabilities
+
+
+class Target(ABC):
+    """One machine to compile for.
+
+    Attributes:
+        name: as the user writes it.
+        device: the kind of device kernels run on, in the runtime's words ("cpu").
+    """
+
+    name: ClassVar[str]
+    device: ClassVar[str] = "cpu"
+
+    @abstractmethod
+    def tvm_target(self) -> Any:
+        """The TVM target: processor, features, cores."""
+
+    @abstractmethod
+    def features(self) -> frozenset[str]:
+        """The processor features that compiled code will use, in LLVM's spelling; a loader checks them."""
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Facts that passes may use."""
+
+    @property
+    @abstractmethod
+    def float_tile(self) -> FloatTile:
+        """The vectors of float32 kernels."""
+
+    @property
+    @abstractmethod
+    def int8_tile(self) -> Int8Tile:
+        """The dot products of integer kernels."""
+
+    @abstractmethod
+    def operations_per_second(self) -> dict[str, float]:
+        """Peak arithmetic of all cores by kind ("float32", "int8"), for the report's roofline."""
+
+    @abstractmethod
+    def link(self, objects: Sequence[Path], library: Path) -> None:
+        """Link object files into a shared library for this machine; raises PlanishError when no linker is found."""
+
+    def linker(self) -> Callable[..., None]:
+        """`link` in the form TVM's export wants."""
+
+        def call(output: str, objects: Any, **options: Any) -> None:
+            files = [objects] if isinstance(objects, str) else list(objects)
+            self.link([Path(f) for f in files], Path(output))
+
+        call.object_format = "o"  # type: ignore[attr-defined]
+        return call
