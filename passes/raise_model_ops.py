@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from planish.passes.pass_base import Context
-from planish.passes.raising import attention, eager_attention, gated, linear, norms, positions, rope
+from planish.passes.raising import attention, eager_attention, gated, linear, norms, positions, rope, rows
 from planish.passes.rewrite import RewritePass, Rule
 
-FAMILIES = (linear, norms, rope, positions, eager_attention, attention, gated)
+FAMILIES = (linear, norms, rows, rope, positions, eager_attention, attention, gated)
 
 
 class RaiseModelOps(RewritePass):

@@ -18,7 +18,7 @@ VIEWS = ("view.default", "reshape.default", "unsqueeze.default", "expand.default
 
 
 def alibi_slopes(term: Value, graph: Graph) -> ParamRef | None:
-    """The slopes f32 [heads] if `term` [batch, heads, 1, keys] is slopes times key positions, else None."""
+    """The slopes, f32 with one element a head, if `term` [batch, heads, 1, keys] is slopes times key positions, else None."""
     reader = Reader(graph)
     if term.type.rank != 4 or term.type.shape[2] != 1:
         return None
@@ -32,7 +32,7 @@ def alibi_slopes(term: Value, graph: Graph) -> ParamRef | None:
     if slopes is None or positions is None or not isinstance(positions.op, Positions):
         return None
     per_head = slopes.type.dtype == torch.float32 and [d for d in slopes.type.shape if d != 1] == [term.type.shape[1]]
-    return slopes if per_head and slopes.type.rank == 1 else None
+    return slopes if per_head else None
 
 
 def _same_elements(product: Value, term: Value) -> bool:

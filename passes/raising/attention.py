@@ -93,7 +93,10 @@ def _build_described(to: Replacement, match: Match) -> Operand:
     bias: Value | None = None
     for term in match["rest"]:
         bias = term if bias is None else to.emit(aten("add.Tensor", Slot(0), Slot(1)), bias, term)
-    operands[PADDING], operands[SLOPES], operands[BIAS] = padding, match["slopes"], bias
+    slopes = match["slopes"]
+    if slopes is not None and slopes.type.rank != 1:
+        slopes = to.emit(aten("reshape.default", Slot(0), [match.outputs[0].type.shape[2]]), slopes)
+    operands[PADDING], operands[SLOPES], operands[BIAS] = padding, slopes, bias
     return to.emit(match["op"], *operands)
 
 

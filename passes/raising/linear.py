@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from planish.ir.module import Operand
+from planish.ir.module import Operand, ParamRef
 from planish.ir.op import Chooser
 from planish.ir.ops import Conv2d, Embedding, Linear
-from planish.ir.types import TensorType, same_dim
+from planish.ir.types import TensorType
 from planish.passes.graph import Graph
-from planish.passes.patterns import OneOf, call, op
+from planish.passes.patterns import OneOf, call
 from planish.passes.raising.draws import F32, choose_shape, small_integers
 from planish.passes.rewrite import Match, Replacement, Rule, pattern_rule
 
@@ -72,47 +72,36 @@ MATMUL = pattern_rule(
 )
 
 
-def _flattened(to: Replacement, match: Match) -> Operand:
-    """The map on the unflattened input, its result reshaped as the source reshaped it."""
-    flat: Any = match["flat"]
-    _, weight, bias = flat.inputs
-    return to.emit(Linear(), match["x"], weight, bias)
+def _is_param(match: Match, graph: Graph) -> str | None:
+    return None if isinstance(match["weight"], ParamRef) else "its right factor is computed, not a weight"
 
 
-def _only_rows(match: Match, graph: Graph) -> str | None:
-    x, result = match["x"].type, match.outputs[0].type
-    kept = x.rank == result.rank and all(same_dim(a, b) for a, b in zip(x.shape[:-1], result.shape[:-1]))
-    return None if kept else f"{x} is flattened and comes back as {result}"
+def _without_bias(choose: Chooser) -> Mapping[str, Any]:
+    return {k: v for k, v in _draw_product(choose).items() if k != "bias"}
 
 
-def _find_flattened_sample(choose: Chooser) -> Mapping[str, Any]:
-    inner, outer, a, b = (choose.integer(2, 5) for _ in range(4))
-    return {
-        "x": TensorType(F32, (a, b, inner)),
-        "weight": small_integers(choose, outer, inner),
-        "bias": small_integers(choose, outer),
-        "flat_shape": (a * b, inner),
-        "shape": (a, b, outer),
-    }
+MM = pattern_rule(
+    "product with a weight stored [in, out]",
+    lambda x, weight: call("mm.default", x, weight),
+    lambda to, match: to.emit(Linear(), match["x"], to.call("t.default", self=match["weight"]), None),
+    _without_bias,
+    _is_param,
+)
 
 
-def _unflatten(bias: bool) -> Rule:
-    def left(x: Any, weight: Any, *, flat_shape: Any, shape: Any) -> Any:
-        flat = op(Linear, call("view.default", x, flat_shape), weight, None, capture="flat")
-        return call("view.default", flat, shape)
+def _bias_fits(match: Match, graph: Graph) -> str | None:
+    bias, x = match["bias"], match["x"].type
+    fits = isinstance(bias, ParamRef) and bias.type == TensorType(x.dtype, match.outputs[0].type.shape[-1:])
+    return None if fits else f"the added {bias.type} is no bias"
 
-    def left_bias(x: Any, weight: Any, bias: Any, *, flat_shape: Any, shape: Any) -> Any:
-        flat = op(Linear, call("view.default", x, flat_shape), weight, bias, capture="flat")
-        return call("view.default", flat, shape)
 
-    def draw(choose: Chooser) -> Mapping[str, Any]:
-        drawn = dict(_find_flattened_sample(choose))
-        if not bias:
-            drawn.pop("bias")
-        return drawn
-
-    name = "linear on flattened rows" + (" with a bias" if bias else "")
-    return pattern_rule(name, left_bias if bias else left, _flattened, draw, _only_rows)
+BIAS = pattern_rule(
+    "bias of a linear map",
+    lambda x, weight, bias: call("add.Tensor", op(Linear, x, weight, None), bias),
+    lambda to, match: to.emit(Linear(), match["x"], match["weight"], match["bias"]),
+    _draw_linear,
+    _bias_fits,
+)
 
 
 def _draw_embedding(choose: Chooser) -> Mapping[str, Any]:
@@ -160,4 +149,4 @@ def _conv_left(x: Any, weight: Any, bias: Any, *, stride: Any, padding: Any, dil
 
 CONV2D = pattern_rule("conv2d", _conv_left, _conv2d, _draw_conv)
 
-RULES: tuple[Rule, ...] = (LINEAR, ADDMM, MATMUL, _unflatten(False), _unflatten(True), EMBEDDING, CONV2D)
+RULES: tuple[Rule, ...] = (LINEAR, ADDMM, MATMUL, MM, BIAS, EMBEDDING, CONV2D)
