@@ -12,7 +12,7 @@ from planish.ir.op import Chooser
 from planish.ir.ops import Conv2d, Embedding, Linear
 from planish.ir.types import TensorType
 from planish.passes.graph import Graph
-from planish.passes.patterns import OneOf, call
+from planish.passes.patterns import OneOf, call, op
 from planish.passes.raising.draws import F32, choose_shape, small_integers
 from planish.passes.rewrite import Match, Replacement, Rule, pattern_rule
 
