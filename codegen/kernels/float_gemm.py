@@ -33,29 +33,33 @@ def check_registers(tile: FloatTile, height: int, vectors: int) -> None:
 Cell: TypeAlias = Callable[[Expr, Expr], Expr]
 """From (row, vector of columns) of a register tile to a float32 vector."""
 
+Step: TypeAlias = Callable[[Callable[[Expr], Expr], Callable[[Expr], Expr]], None]
+"""Emits one step of every chain, given a row's scalar and a vector of columns as functions of row and of v."""
+
+Sweep: TypeAlias = Callable[[Step], None]
+"""Emits the loops over the depth, outermost first, with one call of the step at each place a step stands."""
+
 
 def register_tile(
     tile: FloatTile,
     height: int,
     vectors: int,
-    depth: Expr | int,
-    scalar: Callable[[Expr, Expr], Expr],
-    vector: Callable[[Expr, Expr], Expr],
-    finish: Callable[[Callable[[Callable[[Expr, Expr, Expr], None]], None]], None],
-    resume: tuple[Expr | bool, Cell] | None = None,
+    sweep: Sweep,
+    load: Cell,
+    store: Callable[[Expr, Expr, Expr, bool], None],
+    first: Expr | bool = True,
+    last: Expr | bool = True,
 ) -> None:
-    """Emit one register tile.
+    """Emit one register tile over the depth, or over one block of it.
 
     Args:
         tile: the machine's vectors; ``height * vectors`` accumulators and ``vectors + 1`` operands should fit in its
             registers.
         height, vectors: extent of the tile in rows and in vectors of columns.
-        depth: number of steps k of the chain.
-        scalar: ``(k, row)`` to the float32 scalar of that row.
-        vector: ``(k, v)`` to the float32 vector of those columns.
-        finish: emits what becomes of the accumulators; it is given a function that emits a statement for each
-            accumulator ``(row, v, value)``.
-        resume: ``(first, load)``: unless ``first``, the chain goes on from ``load(row, v)`` instead of zero.
+        sweep: the steps of the chain, in their order.
+        load: ``(row, v)`` to the partial sum that the block before has stored.
+        store: emits ``(row, v, value, last)``; the value is a partial sum unless ``last``.
+        first, last: whether the block is the first one, which starts from zero, and the last one.
     """
     lanes = tile.lanes
     accumulators = emit.registers("accumulators", height * vectors * lanes)
@@ -67,60 +71,44 @@ def register_tile(
     def start(value: Cell) -> None:
         each(lambda row, v, at: emit.store(accumulators, [at], value(row, v), lanes))
 
-    def from_zero() -> None:
-        start(lambda row, v: tile.broadcast(T.float32(0)))
-
-    if resume is None:
-        from_zero()
-    else:
-        first, load = resume
-        emit.branch(first, from_zero, lambda: start(load))
-
-    with emit.loop("k", depth) as k:
-
-        def step(row: Expr, v: Expr, at: Expr) -> None:
-            value = tile.fma(tile.broadcast(scalar(k, row)), vector(k, v), emit.load(accumulators, [at], lanes))
+    def step(scalar: Callable[[Expr], Expr], vector: Callable[[Expr], Expr]) -> None:
+        def multiply_add(row: Expr, v: Expr, at: Expr) -> None:
+            value = tile.fma(tile.broadcast(scalar(row)), vector(v), emit.load(accumulators, [at], lanes))
             emit.store(accumulators, [at], value, lanes)
 
-        each(step)
-    finish(lambda statement: each(lambda row, v, at: statement(row, v, emit.load(accumulators, [at], lanes))))
+        each(multiply_add)
+
+    def finish(last: bool) -> None:
+        each(lambda row, v, at: store(row, v, emit.load(accumulators, [at], lanes), last))
+
+    emit.branch(first, lambda: start(lambda row, v: tile.broadcast(T.float32(0))), lambda: start(load))
+    sweep(step)
+    emit.branch(last, lambda: finish(True), lambda: finish(False))
 
 
-def block_tile(
-    tile: FloatTile,
-    height: int,
-    vectors: int,
-    depth: tuple[Expr | int, int, Expr],
-    scalar: Callable[[Expr, Expr], Expr],
-    vector: Callable[[Expr, Expr], Expr],
-    load: Cell,
-    store: Callable[[Expr, Expr, Expr, bool], None],
-) -> None:
-    """Emit one register tile over one block of the depth.
+class DepthBlock:
+    """One of the blocks of ``size`` steps that a depth of ``total`` is cut into; ``index`` is its number."""
 
-    Args:
-        tile, height, vectors: as in :func:`register_tile`.
-        depth: the whole depth, the depth of a block, and which block this is.
-        scalar: ``(k, row)`` to a scalar, k counted from the beginning of the depth.
-        vector: ``(k, v)`` to a vector of columns, k counted from the beginning of the block.
-        load: ``(row, v)`` to the partial sum left there by the block before.
-        store: emits ``(row, v, value, last)``; the value is final when ``last``.
-    """
-    total, size, block = depth
-    begin = emit.bind("begin", block * size)
+    def __init__(self, total: Expr | int, size: int, index: Expr) -> None:
+        self.begin = emit.bind("begin", index * size)
+        self.steps = T.min(total - self.begin, emit.index(size))
+        self.first = index == 0
+        self.last = self.begin + size >= total
 
-    def finish(each: Callable[[Callable[[Expr, Expr, Expr], None]], None]) -> None:
-        emit.branch(
-            begin + size >= total,
-            lambda: each(lambda row, v, value: store(row, v, value, True)),
-            lambda: each(lambda row, v, value: store(row, v, value, False)),
-        )
+    @staticmethod
+    def count(total: Expr | int, size: int) -> Expr | int:
+        """Number of blocks."""
+        return emit.ceil_div(total, size)
 
-    def from_begin(k: Expr, row: Expr) -> Expr:
-        return scalar(begin + k, row)
+    def sweep(self, scalar: Cell, vector: Cell) -> Sweep:
+        """One loop over the steps k of this block: ``scalar(k, row)`` with k counted from the beginning of the depth,
+        ``vector(k, v)`` with k counted from the beginning of the block."""
 
-    steps = T.min(total - begin, emit.index(size))
-    register_tile(tile, height, vectors, steps, from_begin, vector, finish, (block == 0, load))
+        def loop(step: Step) -> None:
+            with emit.loop("k", self.steps) as k:
+                step(lambda row: scalar(self.begin + k, row), lambda v: vector(k, v))
+
+        return loop
 
 
 def load_columns(tile: FloatTile, buffer: Expr, indices: Sequence[Expr], end: Expr | int, whole: bool) -> Expr:
@@ -155,6 +143,9 @@ class RowTiles:
     def __init__(self, rows: Expr | int, height: int) -> None:
         self.rows, self.height = rows, height
         self.count = emit.ceil_div(rows, height)
+        known = isinstance(rows, int)
+        lowest, highest = (rows // self.count, emit.ceil_div(rows, self.count)) if known else (1, height)
+        self.heights = range(highest, lowest - 1, -1)
 
     def tasks(self, tiles: int) -> Expr:
         """Number of tasks of ``tiles`` row tiles each."""
@@ -167,5 +158,5 @@ class RowTiles:
             start = emit.bind("start", (first + tile) * self.rows // self.count)
             height = emit.bind("height", (first + tile + 1) * self.rows // self.count - start)
             # A flat list of guards and not a chain of else: TVM's simplifier slows down with every condition around it.
-            for candidate in range(self.height, 0, -1):
+            for candidate in self.heights:
                 emit.branch(height == candidate, partial(body, candidate, start))

@@ -21,8 +21,9 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.float_gemm import (
+    DepthBlock,
     RowTiles,
-    block_tile,
+    Step,
     check_registers,
     load_columns,
     register_tile,
@@ -164,18 +165,17 @@ def _one_row(buffers: _Buffers) -> None:
             # Panels past the end read the last one again; what they compute is stored nowhere.
             return buffers.columns(panel if whole else T.min(panel, config.panels - 1), k, v % config.vectors)
 
-        def store(row: Expr, v: Expr, value: Expr) -> None:
-            buffers.store(row, (group * vectors + v) * config.tile.lanes, value, whole, True)
+        def load(row: Expr, v: Expr) -> Expr:
+            return buffers.load(buffers.y, [row, (group * vectors + v) * config.tile.lanes], whole)
 
-        register_tile(
-            config.tile,
-            1,
-            vectors,
-            config.in_features,
-            lambda k, row: buffers.x[row, k],
-            vector,
-            lambda each: each(store),
-        )
+        def store(row: Expr, v: Expr, value: Expr, last: bool) -> None:
+            buffers.store(row, (group * vectors + v) * config.tile.lanes, value, whole, last)
+
+        def sweep(step: Step) -> None:
+            with emit.loop("k", config.in_features) as k:
+                step(lambda row: buffers.x[row, k], lambda v: vector(k, v))
+
+        register_tile(config.tile, 1, vectors, sweep, load, store)
 
 
 def _several_rows(buffers: _Buffers) -> None:
@@ -185,25 +185,29 @@ def _several_rows(buffers: _Buffers) -> None:
     row_tasks = emit.bind("row_tasks", tiles.tasks(config.task_tiles))
     with (
         emit.loop("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks, parallel=True) as task,
-        emit.loop("block", emit.ceil_div(config.in_features, config.depth_block)) as block,
+        emit.loop("block", DepthBlock.count(config.in_features, config.depth_block)) as block_index,
     ):
         first_panel = emit.bind("first_panel", task // row_tasks * config.task_panels)
+        block = DepthBlock(config.in_features, config.depth_block, block_index)
 
         def row_tile(height: int, start: Expr) -> None:
             with emit.loop("panel", T.min(config.panels - first_panel, emit.index(config.task_panels))) as of_task:
                 panel = emit.bind("panel", first_panel + of_task)
                 column = emit.bind("column", panel * config.panel_width)
-                block_tile(
+                register_tile(
                     config.tile,
                     height,
                     config.vectors,
-                    (config.in_features, config.depth_block, block),
-                    scalar=lambda k, row: buffers.x[start + row, k],
-                    vector=lambda k, v: buffers.columns(panel, block * config.depth_block + k, v),
+                    block.sweep(
+                        lambda k, row: buffers.x[start + row, k],
+                        lambda k, v: buffers.columns(panel, block.begin + k, v),
+                    ),
                     load=lambda row, v: buffers.load(buffers.y, [start + row, column + v * lanes], whole),
                     store=lambda row, v, value, last: buffers.store(
                         start + row, column + v * lanes, value, whole, last
                     ),
+                    first=block.first,
+                    last=block.last,
                 )
 
         tiles.each(task % row_tasks, config.task_tiles, row_tile)

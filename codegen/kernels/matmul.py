@@ -15,10 +15,11 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.float_gemm import (
+    DepthBlock,
     RowTiles,
-    block_tile,
     check_registers,
     load_columns,
+    register_tile,
     store_columns,
 )
 from planish.codegen.tiles.float import Expr, FloatTile
@@ -113,12 +114,11 @@ class _Product:
         """Emit the store of a vector along the columns of y."""
         store_columns(self.tile, self.y, indices, value, self.columns, whole)
 
-    def pack(self, packed: Expr, batch: Expr, first_panel: Expr, panels: Expr, block: Expr) -> None:
+    def pack(self, packed: Expr, batch: Expr, first_panel: Expr, panels: Expr, block: DepthBlock) -> None:
         """Emit the copy of one depth block of some panels of b: ``packed[panel, k, column]``, zero past the end."""
         config, lanes = self.config, self.tile.lanes
         width, size = config.panel_width, config.depth_block
-        begin = emit.bind("begin", block * size)
-        steps = T.min(self.depth - begin, emit.index(size))
+        begin, steps = block.begin, block.steps
         with emit.loop("panel", panels) as panel:
             first = emit.bind("first_column", (first_panel + panel) * width)
             if not config.transposed:
@@ -142,7 +142,7 @@ class _Product:
         self,
         at: tuple[Expr, Expr, Expr],
         panels: Expr,
-        depth: tuple[Expr, int, Expr],
+        block: DepthBlock,
         vector: Callable[[Expr, Expr, Expr, Expr, bool], Expr],
         height: int,
         split: bool,
@@ -152,7 +152,7 @@ class _Product:
         Args:
             at: batch, first row, first panel.
             panels: number of panels.
-            depth: as in :func:`block_tile`.
+            block: the steps to take.
             vector: ``(panel, column, k, v, whole)`` to a vector of b: the panel counted from the first, its first
                 column, the step counted from the beginning of the block, whether it is known to be whole.
             height: rows of the tile.
@@ -162,15 +162,18 @@ class _Product:
         config, lanes = self.config, self.tile.lanes
 
         def one_panel(panel: Expr, column: Expr, whole: bool) -> None:
-            block_tile(
+            register_tile(
                 config.tile,
                 height,
                 config.tile_vectors,
-                depth,
-                scalar=lambda k, row: self.a[batch, start + row, k],
-                vector=lambda k, v: vector(panel, column, k, v, whole),
+                block.sweep(
+                    lambda k, row: self.a[batch, start + row, k],
+                    lambda k, v: vector(panel, column, k, v, whole),
+                ),
                 load=lambda row, v: self.load(self.y, [batch, start + row, column + v * lanes], whole),
                 store=lambda row, v, value, last: self.store([batch, start + row, column + v * lanes], value, whole),
+                first=block.first,
+                last=block.last,
             )
 
         with emit.loop("panel", panels) as panel:
@@ -193,24 +196,22 @@ def _in_place(product: _Product) -> None:
         batch = emit.bind("batch", task // column_tasks)
         first_panel = emit.bind("first_panel", task % column_tasks * config.in_place_panels)
         panels = T.min(product.panels - first_panel, emit.index(config.in_place_panels))
-        with emit.loop("block", emit.ceil_div(product.depth, size)) as block:
-            begin = emit.bind("begin", block * size)
+        with emit.loop("block", DepthBlock.count(product.depth, size)) as index:
+            block = DepthBlock(product.depth, size, index)
 
             def vector(panel: Expr, column: Expr, k: Expr, v: Expr, whole: bool) -> Expr:
-                return product.load(product.b, [batch, begin + k, column + v * lanes], whole)
+                return product.load(product.b, [batch, block.begin + k, column + v * lanes], whole)
 
             def row_tile(height: int, start: Expr) -> None:
-                product.row_tile(
-                    (batch, start, first_panel), panels, (product.depth, size, block), vector, height, split=True
-                )
+                product.row_tile((batch, start, first_panel), panels, block, vector, height, split=True)
 
-            RowTiles(product.rows, config.tile_rows).each(emit.index(0), 1, row_tile)
+            RowTiles(config.rows or product.rows, config.tile_rows).each(emit.index(0), 1, row_tile)
 
 
 def _packed(product: _Product) -> None:
     """Many rows: each task copies a depth block of its panels and takes its row tiles over it."""
     config, lanes, size = product.config, product.tile.lanes, product.config.depth_block
-    tiles = RowTiles(product.rows, config.tile_rows)
+    tiles = RowTiles(config.rows or product.rows, config.tile_rows)
     row_tasks = emit.bind("row_tasks", tiles.tasks(config.task_tiles))
     column_tasks = emit.bind("column_tasks", emit.ceil_div(product.panels, config.task_panels))
     with emit.loop("task", product.batch * column_tasks * row_tasks, parallel=True) as task:
@@ -222,13 +223,12 @@ def _packed(product: _Product) -> None:
         def vector(panel: Expr, column: Expr, k: Expr, v: Expr, whole: bool) -> Expr:
             return emit.load(packed, [(panel * size + k) * config.panel_width + v * lanes], lanes)
 
-        with emit.loop("block", emit.ceil_div(product.depth, size)) as block:
+        with emit.loop("block", DepthBlock.count(product.depth, size)) as index:
+            block = DepthBlock(product.depth, size, index)
             product.pack(packed, batch, first_panel, panels, block)
 
             def row_tile(height: int, start: Expr) -> None:
-                product.row_tile(
-                    (batch, start, first_panel), panels, (product.depth, size, block), vector, height, split=False
-                )
+                product.row_tile((batch, start, first_panel), panels, block, vector, height, split=False)
 
             tiles.each(task % row_tasks, config.task_tiles, row_tile)
 
