@@ -13,6 +13,7 @@ from planish.ir.interpret import Interpreter, Result
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.params import Computed, InFile, InMemory, Missing, Param, Source, dense_param
+from planish.ir.ranges import input_ranges
 from planish.ir.structural_hash import structural_hash
 from planish.ir.text import parse_module, print_function, print_module
 from planish.ir.types import Dim, TensorType, symbol
@@ -22,6 +23,6 @@ __all__ = [
     "Builder", "Capabilities", "Chooser", "Computed", "Dense", "Dim", "Encoding", "Fault", "Function", "GroupedInt",
     "IRError", "InFile", "InMemory", "InputError", "Interpreter", "Missing", "Module", "Node", "Op", "Operand",
     "Param", "ParamRef", "PlanishError", "Result", "Rewriter", "Sample", "Source", "State", "StateRef", "TensorType",
-    "UnsupportedError", "Value", "dense_param", "find_faults", "parse_module", "print_function", "print_module",
-    "structural_hash", "symbol", "verify",
+    "UnsupportedError", "Value", "dense_param", "find_faults", "input_ranges", "parse_module", "print_function",
+    "print_module", "structural_hash", "symbol", "verify",
 ]  # fmt: skip

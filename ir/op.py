@@ -59,6 +59,13 @@ class Op:
         """How result axes follow from operand axes; None makes the operation a barrier."""
         return None
 
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        """Bounds (inclusive) by operand number, such that every combination of values within them is legal.
+
+        Only operands whose values the types leave too free are listed: indices, starts, lengths.
+        """
+        return {}
+
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
         """Draw a legal instance, attributes and operand types included."""

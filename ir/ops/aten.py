@@ -16,9 +16,10 @@ from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.aten_axes import ATEN_AXES
+from planish.ir.ops.aten_ranges import ATEN_RANGES
+from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.ir.ops.fake import infer_types
-from planish.ir.ops.sampling import choose_float, choose_leading
-from planish.ir.types import TensorType
+from planish.ir.types import Dim, TensorType
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,29 @@ class Aten(Op):
         arguments, keywords = self.call_arguments(tuple(range(len(operands))))
         return rule(arguments, keywords, operands, self.infer(*operands))
 
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        ranges = ATEN_RANGES.get(self.overload)
+        return {} if ranges is None else ranges(self.call_arguments(tuple(range(len(operands))))[0], operands)
+
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
-        dtype, shape = choose_float(choose), choose_leading(choose)
-        x = TensorType(dtype, shape)
-        unary, binary = ["neg.default", "abs.default", "relu.default"], ["add.Tensor", "mul.Tensor", "sub.Tensor"]
-        if choose.boolean():
-            return Sample(cls(choose.choice(unary), (Slot(0),)), (x,))
-        y = TensorType(dtype, tuple(d if choose.boolean() else 1 for d in shape))
-        return Sample(cls(choose.choice(binary), (Slot(0), Slot(1))), (x, y))
+        return cls.sample_overload(choose.choice(list(ATEN_SAMPLES)), choose)
+
+    @classmethod
+    def sample_overload(cls, overload: str, choose: Chooser) -> Sample:
+        """A legal call of one overload that has a sampler."""
+        arguments, keywords = ATEN_SAMPLES[overload](choose)
+        operands: list[TensorType] = []
+
+        def slotted(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return tuple(slotted(v) for v in value)
+            if not isinstance(value, TensorType):
+                return value
+            operands.append(value)
+            return Slot(len(operands) - 1)
+
+        return Sample(aten(overload, *slotted(arguments), **keywords), tuple(operands))
 
 
 def _fill(value: Attribute, replace: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.types import TensorType, same_dim
+from planish.ir.types import Dim, TensorType, as_dim, same_dim
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,12 @@ class Attention(Op):
             ties += [AxisTie(8, a, 0, r) for a, r in ((0, 0), (1, 2), (2, 1)) if bias.shape[a] != 1]
         return AxisRule(tuple(ties))
 
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        k = operands[1]
+        assert k is not None
+        ranges = {4: (0, as_dim(k.shape[1] - 1)), 5: (0, k.shape[1])}
+        return {number: limits for number, limits in ranges.items() if operands[number] is not None}
+
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
         dtype, batch = choose_float(choose), choose.integer(1, 3)
@@ -199,6 +205,11 @@ class CacheAppend(Op):
         trailing = [AxisTie(n, a, 0, a) for n in (0, 1) for a in range(2, cache.rank)]
         return AxisRule((*(AxisTie(n, 0, 0, 0) for n in range(4)), AxisTie(0, 1, 0, 1), *trailing))
 
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        cache, new = operands[:2]
+        assert cache is not None and new is not None
+        return {2: (0, as_dim(cache.shape[1] - new.shape[1])), 3: (0, new.shape[1])}
+
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
         dtype, batch, tokens = choose_float(choose), choose.integer(1, 3), choose.integer(1, 4)
@@ -232,6 +243,11 @@ class LastToken(Op):
         assert x is not None
         trailing = tuple(AxisTie(0, a, 0, a) for a in range(2, x.rank))
         return AxisRule((AxisTie(0, 0, 0, 0), AxisTie(1, 0, 0, 0), *trailing))
+
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        x = operands[0]
+        assert x is not None
+        return {1: (1, x.shape[1])}
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

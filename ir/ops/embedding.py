@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
-from planish.ir.types import TensorType
+from planish.ir.types import Dim, TensorType, as_dim
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Embedding(Op):
         ids = operands[0]
         assert ids is not None
         return AxisRule((*leading_ties(0, ids.rank), AxisTie(1, 1, 0, ids.rank)))
+
+    def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
+        table = operands[1]
+        assert table is not None
+        return {0: (0, as_dim(table.shape[0] - 1))}
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

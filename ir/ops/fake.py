@@ -10,6 +10,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -61,7 +62,8 @@ def infer_types(operator: Any, arguments: list[Any], keywords: dict[str, Any]) -
     Raises IRError with torch's own reason when the operator does not accept them.
     """
     symbols = _Symbols()
-    with FakeTensorMode(shape_env=symbols.environment, allow_non_fake_inputs=False):
+    # The Python dispatcher keeps sizes symbolic through operators that torch composes of others.
+    with enable_python_dispatcher(), FakeTensorMode(shape_env=symbols.environment, allow_non_fake_inputs=False):
 
         def build(value: Any) -> Any:
             if isinstance(value, TensorType):

@@ -184,7 +184,7 @@ class ExpressionParser:
     def _word(self, word: str, start: int) -> Any:
         scanner = self.scanner
         if word in FUNCTIONS and scanner.accept("("):
-            return as_dim(FUNCTIONS[word](*self._dims(start, *self._until(")"))))
+            return self._function(word, self._dims(start, *self._until(")")), start)
         if word in self.records and scanner.accept("("):
             return self.record(self.records[word], ")", start)
         if word == "none" and self.operand is not None and scanner.text.startswith("#", scanner.position):
@@ -199,6 +199,12 @@ class ExpressionParser:
         if scanner.peek("("):
             raise scanner.error(f"{word} is neither a function of dimensions nor a record that may stand here", start)
         return symbol(word)
+
+    def _function(self, name: str, arguments: list[Any], start: int) -> Any:
+        try:
+            return as_dim(FUNCTIONS[name](*(sympy.sympify(a) for a in arguments)))
+        except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+            raise self.scanner.error(f"{name} does not take these arguments", start) from error
 
     def _nan(self) -> float:
         if not self.scanner.accept("("):
