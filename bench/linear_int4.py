@@ -1,0 +1,119 @@
+"""How fast is the 4-bit linear kernel on this machine? One line of JSON for each figure.
+
+One row (decode) is bound by memory: weights are visited in turn, more of them than any cache holds, and the bytes per
+second stand beside those of a loop that does nothing but read, timed in the same rounds. Many rows (prefill) are bound
+by arithmetic: operations (two a product) per second.
+
+    python bench/linear_int4.py [--group 32] [--threads 2] [--tile avx512-vnni]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+COLD_BYTES = 96 << 20
+READ_BYTES = 8 << 20
+
+
+def read_kernel(lanes: int) -> Any:
+    """The PrimFunc that reads READ_BYTES as int32 vectors and keeps one sum per chunk."""
+    from tvm.tirx.script import builder as T
+
+    from planish.codegen.kernels import emit
+
+    streams, unrolled = 4, 16
+    chunk = lanes * streams * unrolled
+    chunks = READ_BYTES // 4 // chunk
+
+    def body() -> None:
+        source = emit.argument("source", (READ_BYTES // 4,), "int32")
+        target = emit.argument("target", (chunks, lanes), "int32")
+        with emit.loop("chunk", chunks, parallel=True) as index:
+            sums: list[Any] = [T.broadcast(T.int32(0), lanes)] * streams
+            for step in range(unrolled * streams):
+                value = emit.load(source, [index * chunk + step * lanes], lanes)
+                sums[step % streams] = T.bind(sums[step % streams] + value)
+            emit.store(target, [index, T.int64(0)], sums[0] + sums[1] + sums[2] + sums[3], lanes)
+
+    return emit.prim_func("read", body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", type=int, default=32)
+    parser.add_argument("--threads", type=int, help="default: the physical cores")
+    parser.add_argument("--tile", help="name of an instruction tile; default: the best one here")
+    parser.add_argument("--shapes", nargs="+", default=["2048x6400", "6400x2048", "4096x4096"], metavar="OUTxIN")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 128, 512])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if options.threads:
+        os.environ["TVM_NUM_THREADS"] = str(options.threads)
+
+    # Imported here because the number of threads must be in the environment before TVM starts.
+    import torch
+    import tvm
+    from measure import take_turns
+
+    from planish.codegen.kernels.linear_int4 import configurations, linear_int4
+    from planish.targets.host.detect import detect_host
+    from planish.targets.host.int8_tiles import INT8_TILES
+
+    host = detect_host()
+    tiles = {tile.name: tile for tile in host.tiles(INT8_TILES)}
+    if options.tile and options.tile not in tiles:
+        parser.error(f"no tile {options.tile} on this machine: it has {', '.join(tiles)}")
+    tile = tiles[options.tile] if options.tile else host.int8_tile
+    target = host.restricted_to(tile.features).tvm_target() if options.tile else host.tvm_target()
+    lanes = tile.lanes
+    read = tvm.compile(read_kernel(lanes), target=target)["read"]
+    sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
+    sums = torch.zeros(READ_BYTES // 4 // (lanes * 64), lanes, dtype=torch.int32)
+
+    for shape in options.shapes:
+        out_features, in_features = map(int, shape.split("x"))
+        config = configurations(tile, in_features, out_features, options.group, "float16", False)[0]
+        kernel = tvm.compile(linear_int4(config), target=target)["linear_int4"]
+        size = config.packed_shape[0] * config.packed_shape[1]
+        # Bytes below 0x3c keep random float16 scales finite and positive.
+        weights = [
+            torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)
+        ]
+        for rows in options.rows:
+            codes = torch.randint(-127, 128, (rows, in_features), dtype=torch.int8)
+            scale, y = torch.rand(rows, 1), torch.empty(rows, out_features)
+            timings = take_turns(
+                {
+                    "kernel": lambda call, x=codes, s=scale, y=y: kernel(x, s, weights[call % len(weights)], y),
+                    "read": lambda call: read(sources[call % len(sources)], sums),
+                },
+                rounds=options.rounds,
+                calls=len(weights) if rows <= 16 else 1,
+            )
+            this, reading = timings["kernel"], timings["read"]
+            figure = {
+                "bench": "linear_int4",
+                "out_features": out_features,
+                "in_features": in_features,
+                "group": options.group,
+                "rows": rows,
+                "tile": tile.name,
+                "threads": options.threads or host.cores,
+                "microseconds": round(this.seconds * 1e6, 1),
+                "weight_gb_per_s": round(size / this.seconds / 1e9, 2),
+                "read_gb_per_s": round(READ_BYTES / reading.seconds / 1e9, 2),
+                "share_of_read": round(size / this.seconds * reading.seconds / READ_BYTES, 3),
+                "gop_per_s": round(2 * rows * out_features * in_features / this.seconds / 1e9, 1),
+                "rounds": this.rounds,
+                "dropped": this.dropped,
+                "disturbed": this.disturbed or reading.disturbed,
+                "cpu": host.model,
+            }
+            print(json.dumps(figure), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Model shapes that the benchmarks run, with random weights: speed depends on shapes, not on what was learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer of Llama's architecture. `vocabulary` rows in the embedding and in the output head."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocabulary: int
+    head_size: int = 64
+    context: int = 2048
+
+    def config(self) -> LlamaConfig:
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_size,
+            intermediate_size=self.inner,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=self.context,
+            rope_theta=500000.0,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+
+    def save(self, folder: Path, seed: int = 0) -> Path:
+        """Write a checkpoint folder with random bf16 weights, unless it is there already."""
+        if not (folder / "model.safetensors").exists():
+            torch.manual_seed(seed)
+            with torch.device("cpu"):
+                model = LlamaForCausalLM(self.config()).to(torch.bfloat16)
+            model.save_pretrained(folder, max_shard_size="20GB")
+        return folder
+
+
+SHAPES = {
+    # A guard model of 1B class after pruning: 20 verdict tokens in the head.
+    "guard": Shape(hidden=2048, layers=12, heads=32, kv_heads=8, inner=6400, vocabulary=20),
+    "llama-3.2-1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256),
+}
