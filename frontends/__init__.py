@@ -13,7 +13,12 @@ from planish.frontends.exported import import_exported
 from planish.ir import InputError, Module
 
 
-def import_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, check_finite: bool = True) -> Module:
+def import_checkpoint(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    check_finite: bool = True,
+    rope_length: int | None = None,
+) -> Module:
     """The model of a transformers checkpoint folder; see `planish.frontends.checkpoint.import_checkpoint`.
 
     Needs the extra "hf"; transformers is imported only when this is called, because that takes seconds.
@@ -22,7 +27,7 @@ def import_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, ch
         from planish.frontends import checkpoint
     except ModuleNotFoundError as error:
         raise InputError(f"reading checkpoints needs {error.name}; pip install 'planish[hf]'") from error
-    return checkpoint.import_checkpoint(folder, dtype, check_finite)
+    return checkpoint.import_checkpoint(folder, dtype, check_finite, rope_length)
 
 
 __all__ = ["import_checkpoint", "import_exported"]

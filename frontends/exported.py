@@ -145,7 +145,7 @@ class _Import:
                 f"{node.name} is a {spec.kind.name.lower().replace('_', ' ')}, which is not supported"
             )
         name = self.aliases.get(spec.target, spec.target)
-        param = self.params.get(name.removeprefix(self.root)) or self._param(name)
+        param = self._param(name)
         if param.type != self.names.type(node.meta["val"]):
             raise UnsupportedError(
                 f"parameter {param.name!r} is {param.type}, but {self.names.type(node.meta['val'])} was traced"
@@ -155,6 +155,8 @@ class _Import:
 
     def _param(self, target: str) -> Param:
         name = target.removeprefix(self.root)
+        if name in self.params:
+            return self.params[name]
         if self.given is not None and name in self.given:
             return self.given[name]
         tensor = self.program.state_dict.get(target, self.program.constants.get(target))
@@ -239,5 +241,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _operand(result: Result) -> Operand:
-    assert result is not None and not isinstance(result, tuple)
+    assert not isinstance(result, tuple)
     return result

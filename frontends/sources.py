@@ -10,7 +10,7 @@ from torch import fx
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 # Frames of torch itself and of this package tell the reader nothing about the traced program.
-_HIDDEN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+HIDDEN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def source_of(node: fx.Node, root: str = "") -> str:
@@ -26,7 +26,7 @@ def source_of(node: fx.Node, root: str = "") -> str:
 
 def source_line(stack_trace: str) -> str:
     """ "file.py:line" of the innermost frame outside torch and this package; "" when there is none."""
-    frames = [f for f in _FRAME.findall(stack_trace) if not f[0].startswith(_HIDDEN)]
+    frames = [f for f in _FRAME.findall(stack_trace) if not f[0].startswith((*HIDDEN_FOLDERS, "<"))]
     return f"{Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
 
 

@@ -19,7 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from planish.ir import Computed, Dense, InFile, InputError, Param, TensorType
-from planish.ir.types import DTYPES, dtype_name
+from planish.ir.types import DTYPES
 
 _STORED_DTYPES = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
@@ -142,6 +142,7 @@ def checkpoint_params(folder: Path, model: Any) -> dict[str, Param]:
     params = {name: _direct_param(name, tensor, wanted[name]) for name, tensor in direct.items()}
     for group in groups.values():
         params.update(_computed_params(group, wanted))
+    _tie(model, params)
     _check_names(folder, model, wanted, params, unexpected)
     return params
 
@@ -178,6 +179,15 @@ def _check_shape(name: str, shape: tuple[int, ...], wanted: torch.Tensor, where:
         )
 
 
+def _tie(model: Any, params: dict[str, Param]) -> None:
+    """Let every name of a tied weight stand for the one parameter that is stored, its own name if it is stored twice."""
+    for name, other in model.all_tied_weights_keys.items():
+        if other in params:
+            params[name] = params[other]
+        elif name in params:
+            params[other] = params[name]
+
+
 def _check_names(
     folder: Path,
     model: Any,
@@ -185,9 +195,7 @@ def _check_names(
     params: Mapping[str, Param],
     unexpected: list[str],
 ) -> None:
-    tied = model.all_tied_weights_keys
-    provided = {*params, *(a for a, b in tied.items() if b in params), *(b for a, b in tied.items() if a in params)}
-    missing = sorted(set(wanted) - provided)
+    missing = sorted(set(wanted) - set(params))
     if missing:
         raise InputError(f"{folder} lacks the weights {_some(missing)} of {type(model).__name__}")
     if unexpected:
@@ -212,4 +220,4 @@ def _some(names: list[str]) -> str:
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-__all__ = ["StoredTensor", "check_finite", "checkpoint_params", "dtype_name", "stored_tensors"]
+__all__ = ["StoredTensor", "check_finite", "checkpoint_params", "stored_tensors"]

@@ -1,0 +1,142 @@
+"""One form for calls that torch writes in several ways.
+
+A view without its demand on memory layout is a reshape, a copy or a move is the tensor itself, a fused product is the
+product and the sum. Each form computes what the call computes; what follows then has fewer cases to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import sympy
+import torch
+
+from planish.ir import Dim, Operand, TensorType
+from planish.ir.types import as_dim
+
+
+class Emit(Protocol):
+    """Appends one ATen call and returns its result."""
+
+    def __call__(self, overload: str, *arguments: Any, **keywords: Any) -> Operand: ...
+
+
+# The call's arguments by name, defaults included, and the type of its first result -> the result in normal form;
+# None leaves the call as it is.
+NormalForm: TypeAlias = Callable[[Emit, Mapping[str, Any], TensorType], "Operand | None"]
+
+_END = 2**63 - 1
+
+
+def _itself(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+    x: Operand = a["self"]
+    return x
+
+
+def _itself_if_unchanged(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    x: Operand = a["self"]
+    return x if x.type == result else None
+
+
+def _reshape(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+    """With every size spelt out; layout is not part of the IR, so that a view is no different."""
+    x: Operand = a["self"]
+    return x if x.type == result else emit("reshape.default", x, result.shape)
+
+
+def _cast(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+    x: Operand = a["self"]
+    return x if x.type == result else emit("_to_copy.default", x, dtype=result.dtype)
+
+
+def _slice(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    x, axis, step = a["self"], a["dim"] % result.rank, a["step"]
+    size, start, rows = x.type.shape[axis], a["start"] or 0, result.shape[axis]
+    if x.type == result and start == 0 and step == 1:
+        return _itself(emit, a, result)
+    if not isinstance(size, int) or isinstance(rows, int):
+        return None
+    # The trace knows a bound of the symbolic size that the type rule of a slice does not. Rows picked by their indices
+    # need no bound, and a row beyond the end is an error instead of a shorter result.
+    first: Dim = as_dim(start + size) if sympy.sympify(start).is_negative else start
+    indices = _range(emit, first, as_dim(first + rows * step), step)
+    return emit("index_select.default", x, axis, indices)
+
+
+def _range(emit: Emit, start: Any, end: Any, step: Any) -> Operand:
+    if (start, step) == (0, 1):
+        return emit("arange.default", end)
+    return emit("arange.start", start, end) if step == 1 else emit("arange.start_step", start, end, step)
+
+
+def _arange(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    return (
+        emit("arange.default", a["end"], dtype=result.dtype)
+        if a["start"] == 0 and result.dtype == torch.int64
+        else None
+    )
+
+
+def _batch_norm(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+    """Inference of a batch norm without the empty statistics that the functional form also returns."""
+    statistics = (a["weight"], a["bias"], a["running_mean"], a["running_var"])
+    return emit("batch_norm.default", a["input"], *statistics, False, a["momentum"], a["eps"], False)
+
+
+def _fused_product(product: str, left: str, right: str) -> NormalForm:
+    """beta * self + alpha * (left @ right)."""
+
+    def form(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+        scaled, added = emit(product, a[left], a[right]), a["self"]
+        if a["alpha"] != 1:
+            scaled = emit("mul.Tensor", scaled, a["alpha"])
+        if a["beta"] != 1:
+            added = emit("mul.Tensor", added, a["beta"])
+        return emit("add.Tensor", scaled, added)
+
+    return form
+
+
+def _renamed(overload: str, *kept: str) -> NormalForm:
+    """Another overload that means the same, with the arguments that matter."""
+    return lambda emit, a, result: emit(overload, *(a[name] for name in kept))
+
+
+def _filled(overload: str, *kept: str) -> NormalForm:
+    """A constant of the result's size and dtype, which does not read the tensor that it is made like."""
+    return lambda emit, a, result: emit(overload, result.shape, *(a[name] for name in kept), dtype=result.dtype)
+
+
+def _softmax(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    """Without a dtype that the input has already."""
+    same = a["dtype"] is not None and a["self"].type.dtype == result.dtype
+    return emit("softmax.int", a["self"], a["dim"]) if same else None
+
+
+NORMAL_FORMS: dict[str, NormalForm] = {
+    "clone.default": _itself,
+    "alias.default": _itself,
+    "detach.default": _itself,
+    "contiguous.default": _itself,
+    "lift_fresh_copy.default": _itself,
+    "expand.default": _itself_if_unchanged,
+    "_to_copy.default": _cast,
+    "type_as.default": _cast,
+    "view.default": _reshape,
+    "_unsafe_view.default": _reshape,
+    "reshape.default": _reshape,
+    "slice.Tensor": _slice,
+    "arange.start": _arange,
+    "_native_batch_norm_legit_no_training.default": _batch_norm,
+    "addmm.default": _fused_product("mm.default", "mat1", "mat2"),
+    "baddbmm.default": _fused_product("bmm.default", "batch1", "batch2"),
+    "__and__.Tensor": _renamed("bitwise_and.Tensor", "self", "other"),
+    "__or__.Tensor": _renamed("bitwise_or.Tensor", "self", "other"),
+    "embedding.default": _renamed("embedding.default", "weight", "indices"),
+    "layer_norm.default": _renamed("layer_norm.default", "input", "normalized_shape", "weight", "bias", "eps"),
+    "softmax.int": _softmax,
+    "new_ones.default": _filled("ones.default"),
+    "new_zeros.default": _filled("zeros.default"),
+    "new_full.default": _filled("full.default", "fill_value"),
+}
