@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 COLD_BYTES = 96 << 20
 READ_BYTES = 8 << 20
+CHUNK_VECTORS = 64
 
 
 def read_kernel(lanes: int) -> Any:
@@ -24,8 +27,7 @@ def read_kernel(lanes: int) -> Any:
 
     from planish.codegen.kernels import emit
 
-    streams, unrolled = 4, 16
-    chunk = lanes * streams * unrolled
+    streams, chunk = 4, lanes * CHUNK_VECTORS
     chunks = READ_BYTES // 4 // chunk
 
     def body() -> None:
@@ -33,7 +35,7 @@ def read_kernel(lanes: int) -> Any:
         target = emit.argument("target", (chunks, lanes), "int32")
         with emit.loop("chunk", chunks, parallel=True) as index:
             sums: list[Any] = [T.broadcast(T.int32(0), lanes)] * streams
-            for step in range(unrolled * streams):
+            for step in range(CHUNK_VECTORS):
                 value = emit.load(source, [index * chunk + step * lanes], lanes)
                 sums[step % streams] = T.bind(sums[step % streams] + value)
             emit.store(target, [index, T.int64(0)], sums[0] + sums[1] + sums[2] + sums[3], lanes)
@@ -48,17 +50,12 @@ def main() -> None:
     parser.add_argument("--tile", help="name of an instruction tile; default: the best one here")
     parser.add_argument("--shapes", nargs="+", default=["2048x6400", "6400x2048", "4096x4096"], metavar="OUTxIN")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 128, 512])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     if options.threads:
+        # Before TVM starts, for it reads the number once.
         os.environ["TVM_NUM_THREADS"] = str(options.threads)
 
-    # Imported here because the number of threads must be in the environment before TVM starts.
-    import torch
-    import tvm
-    from measure import take_turns
-
-    from planish.codegen.kernels.linear_int4 import configurations, linear_int4
     from planish.targets.host.detect import detect_host
     from planish.targets.host.int8_tiles import INT8_TILES
 
@@ -67,52 +64,60 @@ def main() -> None:
     if options.tile and options.tile not in tiles:
         parser.error(f"no tile {options.tile} on this machine: it has {', '.join(tiles)}")
     tile = tiles[options.tile] if options.tile else host.int8_tile
-    target = host.restricted_to(tile.features).tvm_target() if options.tile else host.tvm_target()
-    lanes = tile.lanes
-    read = tvm.compile(read_kernel(lanes), target=target)["read"]
-    sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
-    sums = torch.zeros(READ_BYTES // 4 // (lanes * 64), lanes, dtype=torch.int32)
-
+    machine = {"tile": tile.name, "threads": options.threads or host.cores, "cpu": host.model}
+    target = host.restricted_to(tile.features).tvm_target()
     for shape in options.shapes:
         out_features, in_features = map(int, shape.split("x"))
-        config = configurations(tile, in_features, out_features, options.group, "float16", False)[0]
-        kernel = tvm.compile(linear_int4(config), target=target)["linear_int4"]
-        size = config.packed_shape[0] * config.packed_shape[1]
-        # Bytes below 0x3c keep random float16 scales finite and positive.
-        weights = [
-            torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)
-        ]
-        for rows in options.rows:
-            codes = torch.randint(-127, 128, (rows, in_features), dtype=torch.int8)
-            scale, y = torch.rand(rows, 1), torch.empty(rows, out_features)
-            timings = take_turns(
-                {
-                    "kernel": lambda call, x=codes, s=scale, y=y: kernel(x, s, weights[call % len(weights)], y),
-                    "read": lambda call: read(sources[call % len(sources)], sums),
-                },
-                rounds=options.rounds,
-                calls=len(weights) if rows <= 16 else 1,
-            )
-            this, reading = timings["kernel"], timings["read"]
-            figure = {
-                "bench": "linear_int4",
-                "out_features": out_features,
-                "in_features": in_features,
-                "group": options.group,
-                "rows": rows,
-                "tile": tile.name,
-                "threads": options.threads or host.cores,
-                "microseconds": round(this.seconds * 1e6, 1),
-                "weight_gb_per_s": round(size / this.seconds / 1e9, 2),
-                "read_gb_per_s": round(READ_BYTES / reading.seconds / 1e9, 2),
-                "share_of_read": round(size / this.seconds * reading.seconds / READ_BYTES, 3),
-                "gop_per_s": round(2 * rows * out_features * in_features / this.seconds / 1e9, 1),
-                "rounds": this.rounds,
-                "dropped": this.dropped,
-                "disturbed": this.disturbed or reading.disturbed,
-                "cpu": host.model,
-            }
-            print(json.dumps(figure), flush=True)
+        for figures in measure(tile, target, in_features, out_features, options.group, options.rows, options.rounds):
+            print(json.dumps({"bench": "linear_int4", **figures, **machine}), flush=True)
+
+
+def measure(
+    tile: Any, target: Any, in_features: int, out_features: int, group: int, rows: list[int], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """The figures of one weight shape, one number of rows after the other."""
+    import torch
+    import tvm
+    from measure import take_turns
+
+    from planish.codegen.kernels.linear_int4 import configurations, linear_int4
+
+    config = configurations(tile, in_features, out_features, group, "float16", False)[0]
+    kernel = tvm.compile(linear_int4(config), target=target)["linear_int4"]
+    size = config.packed_shape[0] * config.packed_shape[1]
+    # Bytes below 0x3c keep random float16 scales finite and positive.
+    weights = [torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)]
+    read = tvm.compile(read_kernel(tile.lanes), target=target)["read"]
+    sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
+    sums = torch.zeros(READ_BYTES // 4 // CHUNK_VECTORS // tile.lanes, tile.lanes, dtype=torch.int32)
+
+    for count in rows:
+        codes = torch.randint(-127, 128, (count, in_features), dtype=torch.int8)
+        scale, y = torch.rand(count, 1), torch.empty(count, out_features)
+        run = partial(_call, kernel, codes, scale, y, weights)
+        timings = take_turns({"kernel": run, "read": lambda call: read(sources[call % len(sources)], sums)}, rounds)
+        seconds, best = timings.median("kernel"), timings.best("kernel")
+        operations = 2 * count * out_features * in_features
+        yield {
+            "out_features": out_features,
+            "in_features": in_features,
+            "group": group,
+            "rows": count,
+            "microseconds": round(seconds * 1e6, 1),
+            "best_microseconds": round(best * 1e6, 1),
+            "weight_gb_per_s": round(size / seconds / 1e9, 2),
+            "read_gb_per_s": round(READ_BYTES / timings.median("read") / 1e9, 2),
+            "share_of_read": round(size / READ_BYTES * timings.ratio("read", "kernel"), 3),
+            "gop_per_s": round(operations / seconds / 1e9, 1),
+            "best_gop_per_s": round(operations / best / 1e9, 1),
+            "rounds": len(timings.rounds),
+            "dropped": timings.dropped,
+            "disturbed": timings.disturbed,
+        }
+
+
+def _call(kernel: Any, codes: Any, scale: Any, y: Any, weights: list[Any], call: int) -> None:
+    kernel(codes, scale, weights[call % len(weights)], y)
 
 
 if __name__ == "__main__":

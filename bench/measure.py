@@ -1,12 +1,12 @@
-"""How everything in bench/ is timed: contestants take turns, medians are compared, and disturbed repeats are dropped.
+"""Timing on a machine that others use too: candidates take turns, and what was disturbed is known.
 
-A repeat counts as disturbed when other processes used more than a little of the machine meanwhile; how many were dropped
-is printed beside every figure. Figures are JSON, one line each.
+Only what ran side by side can be compared, so every round runs each candidate once, and a ratio is the median of the
+ratios within rounds. A round during which other processes used more than ``QUIET_CORES`` is disturbed: it is dropped
+while any quiet round is left, and the result says how many were.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import statistics
@@ -14,78 +14,80 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+QUIET_CORES = 0.12
+TURN_SECONDS = 0.15
+"""Long enough for the operating system's clock ticks of 10 ms to tell a disturbed round from a quiet one."""
 
-# Cores' worth of other processes' work above which a repeat says more about them than about us.
-DISTURBANCE = 0.12
-GIB = 1 << 30
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Repeats of one contestant. `median` is over the undisturbed ones, or over all when none was quiet."""
+class Timings:
+    """Seconds of one call of each candidate, by round.
 
-    seconds: tuple[float, ...]
+    Attributes:
+        rounds: the rounds kept.
+        dropped: how many disturbed rounds were left out.
+        disturbed: whether no round was quiet, so that disturbed ones were kept.
+    """
+
+    rounds: tuple[Mapping[str, float], ...]
     dropped: int
+    disturbed: bool
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    def median(self, name: str) -> float:
+        """Median seconds of one call."""
+        return statistics.median(taken[name] for taken in self.rounds)
+
+    def best(self, name: str) -> float:
+        """Seconds of one call in the fastest round."""
+        return min(taken[name] for taken in self.rounds)
+
+    def ratio(self, name: str, other: str) -> float:
+        """Seconds of ``name`` over those of ``other``, the median of the rounds."""
+        return statistics.median(taken[name] / taken[other] for taken in self.rounds)
 
 
-def _others_busy() -> float:
-    """CPU seconds that processes other than this one have used since boot."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    # user, nice, system, irq, softirq, steal; idle and iowait are no work.
-    busy = sum(int(fields[n]) for n in (0, 1, 2, 5, 6, 7)) / os.sysconf("SC_CLK_TCK")
+def take_turns(candidates: Mapping[str, Callable[[int], object]], rounds: int) -> Timings:
+    """Time ``candidates`` in ``rounds`` rounds; each is called with 0, 1, 2, ... for ``TURN_SECONDS`` in every round."""
+    calls = {name: _calls(call) for name, call in candidates.items()}
+    samples: list[tuple[dict[str, float], bool]] = []
+    for _ in range(rounds):
+        busy, own = _cpu_seconds()
+        begin = time.perf_counter()
+        taken = {}
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            for number in range(calls[name]):
+                call(number)
+            taken[name] = (time.perf_counter() - start) / calls[name]
+        elapsed = time.perf_counter() - begin
+        now_busy, now_own = _cpu_seconds()
+        samples.append((taken, (now_busy - busy) - (now_own - own) <= QUIET_CORES * elapsed))
+    quiet_rounds = [taken for taken, was_quiet in samples if was_quiet]
+    kept = quiet_rounds or [taken for taken, _ in samples]
+    return Timings(tuple(kept), len(samples) - len(kept), not quiet_rounds)
+
+
+def _calls(call: Callable[[int], object]) -> int:
+    """How many calls last ``TURN_SECONDS``, found by doubling; this also warms up."""
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        for number in range(calls):
+            call(number)
+        if time.perf_counter() - start > TURN_SECONDS / 2:
+            return calls
+        calls *= 2
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Processor seconds used so far by everyone (the idle loop excepted) and by this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return busy - usage.ru_utime - usage.ru_stime
-
-
-def interleave(contestants: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, Timing]:
-    """Time contestants in turns, A B A B, after one untimed round."""
-    for run in contestants.values():
-        run()
-    quiet: dict[str, list[float]] = {name: [] for name in contestants}
-    everything: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            before, start = _others_busy(), time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
-            everything[name].append(elapsed)
-            if (_others_busy() - before) / elapsed < DISTURBANCE:
-                quiet[name].append(elapsed)
-    return {
-        name: Timing(tuple(quiet[name] or everything[name]), repeats - len(quiet[name])) for name in contestants
-    }
-
-
-def read_bandwidth_kernels(threads: int) -> dict[str, Callable[[], None]]:
-    """Streaming reads of 1 GiB by several kernels; the best of them in a run is that run's read bandwidth."""
-    torch.set_num_threads(threads)
-    words = torch.ones(GIB // 8, dtype=torch.int64)
-    floats = words.view(torch.float32)
-    return {
-        "read int64 sum": lambda: words.sum().item() and None,
-        "read float32 max": lambda: floats.max().item() and None,
-        "read float32 dot": lambda: torch.dot(floats, floats).item() and None,
-    }
-
-
-def best_bandwidth(timings: Mapping[str, Timing]) -> float:
-    """Bytes per second of the best streaming read among the timings of one interleaved run."""
-    return max(GIB / min(t.seconds) for name, t in timings.items() if name.startswith("read "))
-
-
-def peak_memory() -> int:
-    """Bytes: the largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def report(**figures: Any) -> None:
-    """Print one figure as a JSON line; floats keep four significant digits."""
-    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
-    print(json.dumps(rounded), flush=True)
+    own = usage.ru_utime + usage.ru_stime
+    counters = Path("/proc/stat")
+    if not counters.is_file():
+        return own, own
+    user, nice, system, _, _, *rest = map(int, counters.read_text().splitlines()[0].split()[1:8])
+    return (user + nice + system + sum(rest)) / _TICKS, own

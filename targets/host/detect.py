@@ -53,7 +53,8 @@ class HostCpu:
     def tvm_target(self) -> Any:
         """The TVM target that compiles for exactly these features."""
         implied = self._llvm_features([])
-        needed = frozenset[str]().union(*(tile.features for tile in (*FLOAT_TILES, *INT8_TILES)))
+        tiles: tuple[_NeedsFeatures, ...] = (*FLOAT_TILES, *INT8_TILES)
+        needed = frozenset[str]().union(*(tile.features for tile in tiles))
         added = sorted(f"+{feature}" for feature in (self.features & needed) - implied)
         # Taking a feature away takes those that stand on it (AVX-512 on AVX2): it stays where one of them is wanted.
         excess = [f for f in sorted(implied - self.features) if f.startswith("avx")]
