@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -32,8 +33,12 @@ def symbol(name: str) -> Expr:
 
 
 def argument(name: str, shape: Sequence[Expr | int], dtype: str) -> Expr:
-    """The next argument of the function: a contiguous tensor."""
-    return T.arg(name, T.buffer([index(extent) for extent in shape], dtype))
+    """The next argument of the function: a contiguous tensor, which may lie at any address its elements may.
+
+    TVM would assume 64 bytes; a tensor mapped from a file or cut from another one then ends in a segmentation fault.
+    """
+    align = np.dtype(dtype).itemsize
+    return T.arg(name, T.buffer([index(extent) for extent in shape], dtype, align=align))
 
 
 def index(value: Expr | int) -> Expr:

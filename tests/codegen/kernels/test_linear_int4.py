@@ -215,6 +215,21 @@ def test_within_the_bound_of_float64(tile: Int8Tile, problem: Any) -> None:
 
 
 @by_tile
+def test_tensors_may_lie_anywhere(tile: Int8Tile) -> None:
+    config = config_of(tile, PROBLEMS[1])
+    layer = Layer.draw(config, 10)
+    codes, scale = activations(config, 5, 11)
+
+    def displaced(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat((tensor.flatten()[:1], tensor.flatten()))[1:].view(tensor.shape)
+
+    y = displaced(torch.empty(5, config.out_features))
+    packed = displaced(pack_weight(config, layer.values, layer.scales))
+    compiled(config)(displaced(codes), displaced(scale), packed, y)
+    assert torch.equal(y, model(config, layer, codes, scale))
+
+
+@by_tile
 def test_one_column(tile: Int8Tile) -> None:
     config = config_of(tile, (32, 1, "float32", True, 0), out_features=1)
     layer = Layer.draw(config, 7)
