@@ -57,11 +57,13 @@ class GroupedInt(Encoding):
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Round to nearest. The element of largest magnitude m in a group sets the scale: s = -m / 2^(bits-1), so that it
-        is held by the most negative code and the whole range is used; s is rounded to `scale_dtype` first."""
+        is held by the most negative code and the whole range is used; s is rounded to `scale_dtype` first, and stays
+        finite: what is too large for it saturates."""
         self.layout(TensorType(tensor.dtype, tuple(tensor.shape)))
         groups = tensor.to(torch.float64).unflatten(-1, (-1, self.group))
         peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-        scales = (peak / -self.zero).to(self.scale_dtype)
+        largest = torch.finfo(self.scale_dtype).max
+        scales = (peak / -self.zero).clamp(-largest, largest).to(self.scale_dtype)
         codes = self.quantize(groups, scales.to(torch.float64))
         return {"values": self.pack(codes.flatten(-2)), "scales": scales.squeeze(-1).contiguous()}
 
