@@ -88,6 +88,11 @@ def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
     return IRBuilder.name(name, T.alloc_buffer([index(size)], dtype))
 
 
+def view(name: str, buffer: Expr, size: Expr | int) -> Expr:
+    """The same memory as ``buffer``, a contiguous tensor of ``size`` elements, in one dimension."""
+    return IRBuilder.name(name, T.decl_buffer([index(size)], str(buffer.ty.dtype), data=buffer.data))
+
+
 def registers(name: str, size: int) -> Expr:
     """A float32 buffer accessed only at constant positions, which LLVM therefore keeps in registers."""
     return IRBuilder.name(name, T.alloc_buffer((size,), "float32"))

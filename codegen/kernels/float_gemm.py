@@ -151,6 +151,14 @@ class RowTiles:
         """Number of tasks of ``tiles`` row tiles each."""
         return emit.ceil_div(self.count, tiles)
 
+    def first_row(self, task: Expr, tiles: int) -> Expr:
+        """First row of ``task``; that of the task after the last one is the number of rows."""
+        return T.min(task * tiles, emit.index(self.count)) * self.rows // self.count
+
+    def most_rows(self, tiles: int) -> int:
+        """The most rows that one task can have."""
+        return tiles * self.heights[0]
+
     def each(self, task: Expr, tiles: int, body: Callable[[int, Expr], None]) -> None:
         """Emit the loop over the row tiles of ``task``; ``body(height, first_row)`` knows the height."""
         first = emit.bind("first_tile", task * tiles)
