@@ -1,0 +1,69 @@
+"""From a model to an artifact, and from an artifact back to something that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planish.ir import Module
+from planish.model import Model
+from planish.passes.pass_base import Context
+from planish.standard import generation, lowering
+
+if TYPE_CHECKING:
+    from planish.codegen.artifact import Artifact
+    from planish.codegen.runtime.executable import Executable
+
+Progress = Callable[[float, str], None]
+
+
+def _quiet(fraction: float, phrase: str) -> None:
+    """Progress that nobody watches."""
+
+
+def build(model: Model | Module, target: str = "host", *, check: bool = True, progress: Progress = _quiet) -> Artifact:
+    """Compile a model.
+
+    Generation programs are derived first when the model is a causal language model, and what pays off on every machine
+    is done (linear maps of one input joined, what nothing reads dropped).
+
+    Args:
+        model: what `trace` or `compress` returned, or a module.
+        target: "host", or another registered target's name.
+        check: hold these passes to their contracts, as `compress` does.
+        progress: called with a fraction between 0 and 1 and a phrase.
+
+    Raises:
+        UnsupportedError: listing every operation that the target does not compile.
+        InputError: for an unknown target, naming the nearest known one.
+    """
+    from planish.codegen.build import build as compile_module
+    from planish.passes.manager import PassManager
+    from planish.targets import open_target
+
+    given = model if isinstance(model, Model) else Model(model)
+    machine = open_target(target)
+    derives = given.module.metadata.get("kind") == "causal_lm" and "decode" not in given.module.functions
+    passes = [*(generation() if derives else []), *lowering()]
+    context = Context(capabilities=machine.capabilities(), progress=lambda f, phrase: progress(f * 0.3, phrase))
+    module, report = PassManager(passes, check=check, context=context).run(given.module)
+    ready = given.after(module, report)
+    return compile_module(
+        ready.module,
+        machine,
+        recipe=list(ready.recipe),
+        tokenizer=ready.folder,
+        progress=lambda f, phrase: progress(0.3 + f * 0.7, phrase),
+    )
+
+
+def load(folder: str | Path, *, threads: int | None = None) -> Executable:
+    """Open an artifact: check its versions, hashes and machine, map its weights.
+
+    Raises:
+        InputError: when it is no artifact, was changed, or was built for another version or machine.
+    """
+    from planish.codegen.runtime.executable import open_artifact
+
+    return open_artifact(Path(folder), threads=threads)

@@ -1,0 +1,46 @@
+"""`planish compile`: a checkpoint folder in, an artifact out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+import planish
+from planish.cli.output import JSON, megabytes, print_json, progress, table
+from planish.cli.reports import report_rows, reports_as_json
+from planish.cli.source import open_model
+
+
+def compile_model(
+    source: Path = typer.Argument(..., help="A transformers checkpoint folder, or a .pt2 file."),
+    recipe: Path = typer.Option(None, "--recipe", help="A recipe (YAML); without it weights stay as they are."),
+    target: str = typer.Option("host", "--target", help="The machine to compile for; see `planish targets`."),
+    out: Path = typer.Option(..., "--out", help="The artifact's folder."),
+    check: bool = typer.Option(True, "--check/--no-check", help="Hold every pass to its contract."),
+    json: bool = JSON,
+) -> None:
+    """Trace, compress, compile and save a model."""
+    model = open_model(source, check=check)
+    before = model.nbytes
+    if recipe is not None:
+        with progress("compressing") as move:
+            model = planish.compress(model, recipe, check=check, progress=move)
+    with progress("building") as move:
+        artifact = planish.build(model, target, check=check, progress=move)
+        folder = artifact.save(out)
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    if json:
+        passes = reports_as_json(model.reports)
+        print_json(
+            {
+                "artifact": str(folder),
+                "bytes": size,
+                "weights_before": before,
+                "weights": model.nbytes,
+                "passes": passes,
+            }
+        )
+        return
+    table("Passes", ("pass", "matches", "seconds", "bytes", "check"), report_rows(model.reports))
+    table("Artifact", ("", ""), [("folder", folder), ("size", megabytes(size)), ("weights before", megabytes(before))])

@@ -1,0 +1,79 @@
+"""`planish inspect`: what a model or an artifact consists of."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from planish.cli.output import JSON, megabytes, print_json, table
+from planish.cli.source import is_artifact, open_model
+from planish.ir import Module
+from planish.ir.ops import Aten
+
+
+def inspect_model(
+    source: Path = typer.Argument(..., help="A checkpoint folder, a .pt2 file, or an artifact's folder."),
+    text: bool = typer.Option(False, "--text", help="Print the module's text form on standard output."),
+    json: bool = JSON,
+) -> None:
+    """Show functions, operations, parameters and, of an artifact, the build report."""
+    if is_artifact(source):
+        _artifact(source, text, json)
+        return
+    module = open_model(source).module
+    if text:
+        from planish.ir.text import print_module
+
+        typer.echo(print_module(module))
+    elif json:
+        print_json(_summary(module))
+    else:
+        _tables(module)
+
+
+def operation_counts(module: Module, function: str) -> Counter[str]:
+    """How often each operation occurs in a function."""
+    nodes = module.functions[function].nodes
+    return Counter(f"aten.{n.op.overload}" if isinstance(n.op, Aten) else n.op.name for n in nodes)
+
+
+def _summary(module: Module) -> dict[str, Any]:
+    encodings: Counter[str] = Counter()
+    for param in module.params.values():
+        encodings[str(param.encoding)] += param.nbytes
+    return {
+        "functions": {name: dict(operation_counts(module, name).most_common()) for name in module.functions},
+        "bytes": dict(encodings),
+        "parameters": len(module.params),
+        "metadata": dict(module.metadata),
+    }
+
+
+def _tables(module: Module) -> None:
+    for name in module.functions:
+        table(f"Operations of {name}", ("operation", "count"), operation_counts(module, name).most_common())
+    summary = _summary(module)
+    table("Parameters", ("encoding", "bytes"), [(k, megabytes(v)) for k, v in summary["bytes"].items()])
+    table("Metadata", ("", ""), list(summary["metadata"].items()))
+
+
+def _artifact(folder: Path, text: bool, json: bool) -> None:
+    from planish.codegen.artifact import MODULE, read_manifest
+
+    manifest = read_manifest(folder)
+    if text:
+        typer.echo((folder / MODULE).read_text(encoding="utf-8"))
+        return
+    if json:
+        typer.echo(json_module.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    sizes = [(name, megabytes(facts["bytes"])) for name, facts in manifest["files"].items()]
+    table("Files", ("file", "size"), sizes)
+    table("Built for", ("", ""), [("target", manifest["target"]["name"]), ("planish", manifest["planish"])])
+    for function, rows in manifest["report"]["functions"].items():
+        columns = list(rows[0]) if rows else []
+        table(f"Build report of {function}", columns, [[row[c] for c in columns] for row in rows])

@@ -1,0 +1,54 @@
+"""Tiny random models of the architectures that the frontends must read, saved as checkpoint folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY = 97
+LONGEST = 256
+_TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LONGEST,
+    **_TOKENS,
+}
+_GATED = {**_SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
+
+# The window of the sliding ones is shorter than every test's sequence, so that it shows.
+CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GATED),
+    "mistral": ("MistralConfig", {**_GATED, "sliding_window": 5}),
+    "qwen2": ("Qwen2Config", _GATED),
+    "qwen3": ("Qwen3Config", {**_GATED, "head_dim": 16}),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": LONGEST, **_TOKENS}),
+    "opt": ("OPTConfig", {**_SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_TOKENS}),
+    "gpt_neox": ("GPTNeoXConfig", {**_SIZES, "intermediate_size": 96, "rotary_pct": 0.25}),
+    "gemma2": ("Gemma2Config", {**_GATED, "head_dim": 16, "sliding_window": 5}),
+}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("BertConfig", {**_SIZES, "intermediate_size": 96})}
+
+
+def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """The architecture with weights wide enough that its logits differ clearly between tokens."""
+    kind, options = {**CAUSAL, **ENCODERS}[name]
+    config = getattr(transformers, kind)(**options)
+    torch.manual_seed(seed)
+    factory = transformers.AutoModel if name in ENCODERS else transformers.AutoModelForCausalLM
+    model = factory.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def save_random_model(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write the architecture's checkpoint folder."""
+    random_model(name, seed).save_pretrained(folder)
+    return folder
