@@ -51,17 +51,24 @@ def _cast(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
 
 
 def _slice(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    """With its start and end counted from the front, where they are known."""
     x, axis, step = a["self"], a["dim"] % result.rank, a["step"]
-    size, start, rows = x.type.shape[axis], a["start"] or 0, result.shape[axis]
+    size, rows = x.type.shape[axis], result.shape[axis]
+    start = _from_front(a["start"] or 0, size)
     if x.type == result and start == 0 and step == 1:
         return _itself(emit, a, result)
-    if not isinstance(size, int) or isinstance(rows, int):
-        return None
-    # The trace knows a bound of the symbolic size that the type rule of a slice does not. Rows picked by their indices
-    # need no bound, and a row beyond the end is an error instead of a shorter result.
-    first: Dim = as_dim(start + size) if sympy.sympify(start).is_negative else start
-    indices = _range(emit, first, as_dim(first + rows * step), step)
-    return emit("index_select.default", x, axis, indices)
+    if isinstance(size, int) and not isinstance(rows, int):
+        # The trace knows a bound of the symbolic size that the type rule of a slice does not. Rows picked by their
+        # indices need no bound, and a row beyond the end is an error instead of a shorter result.
+        return emit("index_select.default", x, axis, _range(emit, start, as_dim(start + rows * step), step))
+    end = size if a["end"] in (None, _END) else _from_front(a["end"], size)
+    if isinstance(size, int) and isinstance(end, int):
+        end = min(end, size)
+    return emit("slice.Tensor", x, axis, start, end, *(() if step == 1 else (step,)))
+
+
+def _from_front(index: Dim, size: Dim) -> Dim:
+    return as_dim(index + size) if sympy.sympify(index).is_negative else index
 
 
 def _range(emit: Emit, start: Any, end: Any, step: Any) -> Operand:
@@ -71,11 +78,9 @@ def _range(emit: Emit, start: Any, end: Any, step: Any) -> Operand:
 
 
 def _arange(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
-    return (
-        emit("arange.default", a["end"], dtype=result.dtype)
-        if a["start"] == 0 and result.dtype == torch.int64
-        else None
-    )
+    """Counting from 0 in i64 is said in one way."""
+    counts = a.get("start", 0) == 0 and result.dtype == torch.int64
+    return emit("arange.default", a["end"]) if counts else None
 
 
 def _batch_norm(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
@@ -127,6 +132,7 @@ NORMAL_FORMS: dict[str, NormalForm] = {
     "_unsafe_view.default": _reshape,
     "reshape.default": _reshape,
     "slice.Tensor": _slice,
+    "arange.default": _arange,
     "arange.start": _arange,
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     "addmm.default": _fused_product("mm.default", "mat1", "mat2"),
