@@ -143,7 +143,7 @@ class _Kernel:
         tiles = emit.bind("tiles", emit.ceil_div(self.rows, config.rows))
         # One row tile reads every panel once, so tasks may be as fine as panels; with more, panels wait in cache.
         together = emit.bind("together", T.Select(tiles <= 1, emit.index(1), emit.index(config.task_panels)))
-        with emit.loop("task", emit.ceil_div(self.panels, together), parallel=True) as task:
+        with emit.loop("task", emit.ceil_div(self.panels, together), parallel=self.panels > 1) as task:
             first = emit.bind("first", task * together)
             panels = emit.bind("panels", T.min(self.panels - first, together))
             with emit.loop("tile", tiles) as tile:
