@@ -20,6 +20,9 @@ import torch
 SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one scale, for every scale dtype a block can carry."""
 
+LANE_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""For every supported depth, an integer as wide as the bytes one lane reads."""
+
 
 @dataclass(frozen=True)
 class Int4Layout:
@@ -43,7 +46,11 @@ class Int4Layout:
             raise ValueError(
                 f"no 4-bit linear kernel for scales of {self.scale_dtype}: use one of {', '.join(SCALE_BYTES)}"
             )
-        if self.depth % 2 or self.group % (2 * self.depth):
+        if self.depth not in LANE_WORDS:
+            raise ValueError(
+                f"no 4-bit linear kernel for dot products of {self.depth} elements: use a tile with a depth of 2, 4 or 8"
+            )
+        if self.group % (2 * self.depth):
             raise ValueError(
                 f"a group of {self.group} cannot be cut into steps of {2 * self.depth} elements, two dot products each: "
                 f"choose a group size that is a multiple of {2 * self.depth}"
@@ -132,5 +139,6 @@ class Int4Layout:
         early, late = values.reshape(panels, self.vectors, self.lanes, groups, self.steps, 2, pairs).unbind(5)
         even = (early & 0x0F) | (late << 4)
         odd = (early >> 4) | (late & 0xF0)
-        steps = torch.stack((even, odd), dim=-1)
-        return steps.permute(0, 3, 4, 1, 2, 5, 6).reshape(panels, groups, self.value_bytes)
+        # What one lane reads at once moves as one number: many times faster than byte by byte.
+        words = torch.stack((even, odd), dim=-1).flatten(-2).view(LANE_WORDS[self.depth]).squeeze(-1)
+        return words.permute(0, 3, 4, 1, 2).contiguous().view(torch.uint8).reshape(panels, groups, self.value_bytes)

@@ -271,6 +271,8 @@ def test_refusals() -> None:
         LinearInt4(64, 8, 32, "int8", False, tile, 1, 1)
     with pytest.raises(ValueError, match="cannot be cut into steps of 8 elements"):
         LinearInt4(60, 8, 12, "float16", False, tile, 1, 1)
+    with pytest.raises(ValueError, match="dot products of 3 elements"):
+        Int4Layout(48, 4, 3, 1, "float16")
     with pytest.raises(ValueError, match="at least 1"):
         LinearInt4(64, 8, 32, "float16", False, tile, 0, 1)
     with pytest.raises(ValueError, match="at most 1024"):
