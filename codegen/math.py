@@ -110,10 +110,11 @@ def hold(value: Expr) -> Expr:
     """``value`` computed here, once, and named: emits its store to a register and returns the load.
 
     TVM puts a pure expression that was merely bound to a variable back into every place that uses it, so that a chain
-    of names grows exponentially; what comes from a buffer stays. LLVM keeps such a buffer in a register.
+    of names grows exponentially; what comes from a buffer stays. LLVM keeps such a buffer in a register, as long as it
+    has the default scope: one of scope "local" would be allocated by a call of the runtime.
     """
     dtype, lanes = value.ty.dtype, lanes_of(value)
-    register = T.alloc_buffer((lanes,), str(dtype.with_lanes(1)), scope="local")
+    register = T.alloc_buffer((lanes,), str(dtype.with_lanes(1)))
     at = 0 if lanes == 1 else T.ramp(0, 1, lanes)
     T.buffer_store(register, value, [at])
     return register[at]
