@@ -83,9 +83,10 @@ def _unary(*names: str) -> Action:
 
 
 def _scalar(g: Grower, x: Value) -> None:
-    """Attributes that compare equal in Python and are not the same."""
+    """Attributes that compare equal in Python and are not the same, on one operand."""
     name = g.choose.choice(["add.Scalar", "mul.Scalar", "sub.Scalar"])
-    g.emit(aten(name, Slot(0), g.choose.choice([1, 1.0, 2, 2.0, 0.0, -0.0])), x)
+    for number in g.choose.choice([(1,), (1, 1.0), (2.0,), (0.0, -0.0), (2, 2)]):
+        g.emit(aten(name, Slot(0), number), x)
 
 
 def _binary(g: Grower, x: Value) -> None:
