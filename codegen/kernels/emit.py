@@ -93,8 +93,14 @@ def view(name: str, buffer: Expr, size: Expr | int) -> Expr:
     return IRBuilder.name(name, T.decl_buffer([index(size)], str(buffer.ty.dtype), data=buffer.data))
 
 
+LARGEST_REGISTERS = 255
+"""float32 elements that :func:`registers` may have: from 1024 bytes on, TVM takes a buffer from the heap, as it does
+with every buffer of scope "local"; only what is on the stack becomes registers."""
+
+
 def registers(name: str, size: int) -> Expr:
     """A float32 buffer accessed only at constant positions, which LLVM therefore keeps in registers."""
+    assert size <= LARGEST_REGISTERS, size
     return IRBuilder.name(name, T.alloc_buffer((size,), "float32"))
 
 

@@ -62,24 +62,29 @@ def register_tile(
         first, last: whether the block is the first one, which starts from zero, and the last one.
     """
     lanes = tile.lanes
-    accumulators = emit.registers("accumulators", height * vectors * lanes)
+    rows = emit.LARGEST_REGISTERS // (vectors * lanes)
+    groups = [
+        (first, min(rows, height - first), emit.registers("accumulators", min(rows, height - first) * vectors * lanes))
+        for first in range(0, height, rows)
+    ]
 
-    def each(statement: Callable[[Expr, Expr, Expr], None]) -> None:
-        with emit.unrolled("row", height) as row, emit.unrolled("v", vectors) as v:
-            statement(row, v, (row * vectors + v) * lanes)
+    def each(statement: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
+        for first, count, buffer in groups:
+            with emit.unrolled("row", count) as row, emit.unrolled("v", vectors) as v:
+                statement(first + row, v, buffer, (row * vectors + v) * lanes)
 
     def start(value: Cell) -> None:
-        each(lambda row, v, at: emit.store(accumulators, [at], value(row, v), lanes))
+        each(lambda row, v, buffer, at: emit.store(buffer, [at], value(row, v), lanes))
 
     def step(scalar: Callable[[Expr], Expr], vector: Callable[[Expr], Expr]) -> None:
-        def multiply_add(row: Expr, v: Expr, at: Expr) -> None:
-            value = tile.fma(tile.broadcast(scalar(row)), vector(v), emit.load(accumulators, [at], lanes))
-            emit.store(accumulators, [at], value, lanes)
+        def multiply_add(row: Expr, v: Expr, buffer: Expr, at: Expr) -> None:
+            value = tile.fma(tile.broadcast(scalar(row)), vector(v), emit.load(buffer, [at], lanes))
+            emit.store(buffer, [at], value, lanes)
 
         each(multiply_add)
 
     def finish(last: bool) -> None:
-        each(lambda row, v, at: store(row, v, emit.load(accumulators, [at], lanes), last))
+        each(lambda row, v, buffer, at: store(row, v, emit.load(buffer, [at], lanes), last))
 
     emit.branch(first, lambda: start(lambda row, v: tile.broadcast(T.float32(0))), lambda: start(load))
     sweep(step)
