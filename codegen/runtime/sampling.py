@@ -1,0 +1,51 @@
+"""Choosing the next token of each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from planish.ir import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+        top_p: tokens are drawn from the likeliest ones whose probabilities sum to at least this.
+        seed: of the draws. Row b of a batch draws from its own stream, so that its tokens do not depend on the others.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"the temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+
+class Sampler:
+    """The choices of one generation."""
+
+    def __init__(self, sampling: Sampling, batch: int) -> None:
+        self.sampling = sampling
+        self._streams = [torch.Generator().manual_seed(sampling.seed + row) for row in range(batch)]
+
+    def choose(self, logits: torch.Tensor) -> list[int]:
+        """One token for each row of logits [batch, vocabulary]; the lowest index wins a tie."""
+        if self.sampling.temperature == 0:
+            return [int(token) for token in logits.argmax(-1)]
+        return [self._draw(row, stream) for row, stream in zip(logits, self._streams)]
+
+    def _draw(self, logits: torch.Tensor, stream: torch.Generator) -> int:
+        probabilities = torch.softmax(logits.to(torch.float64) / self.sampling.temperature, -1)
+        likeliest, tokens = probabilities.sort(descending=True, stable=True)
+        before = likeliest.cumsum(0) - likeliest
+        kept = torch.where(before < self.sampling.top_p, likeliest, 0.0)
+        return int(tokens[torch.multinomial(kept, 1, generator=stream)])

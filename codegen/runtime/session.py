@@ -1,0 +1,97 @@
+"""A batch of sequences being read: which tokens each row has so far, and the states that remember them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from planish.codegen.runtime.caches import Caches
+from planish.codegen.runtime.program import Program
+from planish.ir import InputError
+
+# What fills a row after its real tokens; nothing reads it.
+FILLER = 0
+
+
+class Session:
+    """Rows of token ids, left-aligned: row b has read `lengths[b]` tokens.
+
+    Args:
+        programs: the artifact's `prefill`, `extend` and `decode`.
+        states: the manifest's states.
+        batch: how many rows.
+        context: the most tokens a row may have; None for no limit.
+    """
+
+    def __init__(
+        self, programs: Mapping[str, Program], states: Mapping[str, Any], batch: int, context: int | None = None
+    ) -> None:
+        self._programs = programs
+        self._caches = Caches(states, {"B": batch})
+        self._context = context
+        self.lengths = [0] * batch
+
+    def read(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read further tokens of every row; logits [batch, vocabulary] of each row's last one.
+
+        Raises:
+            InputError: when a row brings no token, or more than the context holds.
+        """
+        if all(len(row) == 1 for row in rows) and any(self.lengths):
+            return self._decode(rows)
+        if not any(self.lengths):
+            ids, length = self._prepare(rows)
+            logits = self._run("prefill", {"input_ids": ids, "length": length})[:, 0]
+            self._advance(rows)
+            return logits
+        every = self.read_all(rows)
+        return torch.stack([logits[-1] for logits in every])
+
+    def read_all(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Read further tokens of every row; logits [tokens, vocabulary] of all tokens of each row."""
+        ids, length = self._prepare(rows)
+        named = {"input_ids": ids, "start": torch.tensor(self.lengths), "length": length}
+        logits = self._run("extend", named)
+        self._advance(rows)
+        return [logits[b, : len(row)] for b, row in enumerate(rows)]
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        ids, _ = self._prepare(rows)
+        logits = self._run("decode", {"input_ids": ids, "start": torch.tensor(self.lengths)})[:, 0]
+        self._advance(rows)
+        return logits
+
+    def _prepare(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-aligned ids and the rows' lengths, with room in the caches."""
+        if len(rows) != len(self.lengths):
+            raise InputError(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
+        for number, row in enumerate(rows):
+            if not row:
+                raise InputError(f"row {number} is empty: a model needs at least one token to go on from")
+            total = self.lengths[number] + len(row)
+            if self._context is not None and total > self._context:
+                raise InputError(
+                    f"row {number} would have {total} tokens, but the context of this model holds {self._context}; "
+                    "shorten the prompt or ask for fewer new tokens"
+                )
+        longest = max(len(row) for row in rows)
+        # Compiled code writes whole rows of tokens where they stand, filler too.
+        self._caches.reserve(max(self.lengths) + longest, None)
+        ids = torch.full((len(rows), longest), FILLER, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return ids, torch.tensor([len(row) for row in rows])
+
+    def _run(self, name: str, named: dict[str, torch.Tensor]) -> torch.Tensor:
+        program = self._programs[name]
+        states = [self._caches.tensors[s] for s in program.states]
+        return program(named, states)[0]
+
+    def _advance(self, rows: Sequence[Sequence[int]]) -> None:
+        self.lengths = [length + len(row) for length, row in zip(self.lengths, rows)]
+
+    def forget_last(self, row: int) -> None:
+        """Take back a row's last token: the next one is written over it."""
+        self.lengths[row] -= 1
