@@ -2,11 +2,13 @@
 
 With `promote=True` everything floating is computed in float64: parameters are decoded to float64 and dtypes named in
 attributes are widened, so that rounding shrinks by nine orders of magnitude while an error of meaning stays as it is.
+`compute` names another dtype for all of it, so that one program can be compared with itself at two precisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,25 +34,26 @@ class Result:
         return list(self.outputs.values())[index]
 
 
-def promote_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for every floating dtype, others as they are."""
-    return torch.float64 if dtype.is_floating_point else dtype
+def promote_dtype(dtype: torch.dtype, compute: torch.dtype = torch.float64) -> torch.dtype:
+    """`compute` for every floating dtype, others as they are."""
+    return compute if dtype.is_floating_point else dtype
 
 
-def promote_op(op: Op) -> Op:
-    """The operation with every floating dtype among its attributes widened to float64."""
-    widened: Op = map_leaves(op, lambda leaf: promote_dtype(leaf) if isinstance(leaf, torch.dtype) else leaf)
-    return widened
+def promote_op(op: Op, compute: torch.dtype = torch.float64) -> Op:
+    """The operation with every floating dtype among its attributes turned into `compute`."""
+    turned: Op = map_leaves(op, lambda leaf: promote_dtype(leaf, compute) if isinstance(leaf, torch.dtype) else leaf)
+    return turned
 
 
-def _evaluate_promoted(op: Op, operands: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor, ...]:
-    """Evaluate in float64. Operators that make floats out of integers or Python numbers use torch's default dtype."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it, operators that make floats out of integers or Python numbers make this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        return promote_op(op).evaluate(*operands)
+        yield
     finally:
-        torch.set_default_dtype(default)
+        torch.set_default_dtype(before)
 
 
 class Interpreter:
@@ -59,13 +62,25 @@ class Interpreter:
     Args:
         module: the module; it is assumed to verify.
         promote: compute in float64 (see the module's docstring).
+        compute: the dtype in which to compute everything floating; as declared when None.
         observe: called with each node and its results, in order.
     """
 
-    def __init__(self, module: Module, *, promote: bool = False, observe: Observer | None = None) -> None:
+    def __init__(
+        self,
+        module: Module,
+        *,
+        promote: bool = False,
+        compute: torch.dtype | None = None,
+        observe: Observer | None = None,
+    ) -> None:
         self.module = module
-        self.promote = promote
+        self.compute = torch.float64 if promote else compute
         self.observe = observe
+
+    def _dtype(self, declared: torch.dtype) -> torch.dtype:
+        """The dtype in which a tensor declared so is computed."""
+        return declared if self.compute is None else promote_dtype(declared, self.compute)
 
     def run(
         self,
@@ -116,10 +131,13 @@ class Interpreter:
     ) -> tuple[torch.Tensor, ...]:
         """One node on concrete operands; raises IRError when the results are not of the declared types."""
         op = node.op.bind(known)
-        results = _evaluate_promoted(op, operands) if self.promote else op.evaluate(*operands)
+        if self.compute is None:
+            results = op.evaluate(*operands)
+        else:
+            with default_dtype(self.compute):
+                results = promote_op(op, self.compute).evaluate(*operands)
         for declared, result in zip(node.outputs, results):
-            want = promote_dtype(declared.type.dtype) if self.promote else declared.type.dtype
-            if result.dtype != want or tuple(result.shape) != declared.type.concrete(known):
+            if result.dtype != self._dtype(declared.type.dtype) or tuple(result.shape) != declared.type.concrete(known):
                 where = f" ({node.source})" if node.source else ""
                 raise IRError(
                     f"{node.op.name}{where} computed {result.dtype}{list(result.shape)}, but {declared.type} was declared"
@@ -128,9 +146,9 @@ class Interpreter:
 
     def _input(self, declared: TensorType, tensor: torch.Tensor, known: dict[str, int], what: str) -> torch.Tensor:
         bind_shape(declared, tensor.shape, known, what)
-        if tensor.dtype != declared.dtype and not (self.promote and tensor.dtype == promote_dtype(declared.dtype)):
+        if tensor.dtype not in (declared.dtype, self._dtype(declared.dtype)):
             raise IRError(f"{what} is {tensor.dtype}, but {declared} was declared")
-        return tensor.to(promote_dtype(tensor.dtype)) if self.promote else tensor
+        return tensor.to(self._dtype(declared.dtype))
 
     def _read(
         self,
@@ -146,15 +164,14 @@ class Interpreter:
         return self._state(operand, states, known)
 
     def param(self, name: str) -> torch.Tensor:
-        """The decoded parameter, in float64 when promoting. An encoding decodes exactly as it does without promotion,
-        so that both runs compute with the same weights."""
+        """The decoded parameter. An encoding decodes exactly as it does without promotion, so that all runs compute
+        with the same weights; only then is the result turned into the dtype of the computation."""
         param = self.module.params[name]
-        return param.wide_value() if self.promote else param.value()
+        return param.value() if self.compute is None else param.wide_value().to(self._dtype(param.type.dtype))
 
     def _state(self, ref: StateRef, states: dict[str, torch.Tensor], known: Mapping[str, int]) -> torch.Tensor:
         if ref.name not in states:
-            dtype = promote_dtype(ref.type.dtype) if self.promote else ref.type.dtype
-            states[ref.name] = torch.zeros(ref.type.concrete(known), dtype=dtype)
+            states[ref.name] = torch.zeros(ref.type.concrete(known), dtype=self._dtype(ref.type.dtype))
         return states[ref.name]
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import sympy
@@ -76,7 +77,13 @@ def same_dim(a: Dim, b: Dim) -> bool:
     """Whether two dimensions are equal for all values of their symbols."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return bool(a == b) or bool(sympy.expand(a - b) == 0) or bool(sympy.simplify(a - b) == 0)
+    return bool(a == b) or _vanishes(sympy.sympify(a - b))
+
+
+@lru_cache(maxsize=1 << 14)
+def _vanishes(difference: sympy.Expr) -> bool:
+    # Simplifying takes milliseconds, and the same few dimensions are compared all the time.
+    return bool(sympy.expand(difference) == 0) or bool(sympy.simplify(difference) == 0)
 
 
 def resolve(dim: Dim, bindings: Bindings) -> int:

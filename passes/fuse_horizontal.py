@@ -14,7 +14,7 @@ from planish.ir.module import Function, Module, Node, Operand, ParamRef, Value
 from planish.ir.ops import GatedActivation, Linear, QuantizedLinear, Slot, aten
 from planish.ir.params import Computed, Param, Storage
 from planish.ir.types import TensorType
-from planish.passes.pass_base import Context, Pass, PassResult
+from planish.passes.pass_base import Context, Correspondence, Pass, PassResult
 
 # Encodings whose storage of stacked rows is the stack of the rows' storage.
 ROWWISE = (Dense, GroupedInt)
@@ -33,9 +33,10 @@ class FuseHorizontal(Pass):
     def apply(self, module: Module, context: Context) -> PassResult:
         plan = _plan(module)
         joined: dict[tuple[str, ...], Param] = {}
+        correspondence: dict[str, Correspondence] = {}
         result, matches = module, 0
         for function in module.functions.values():
-            rewritten, count = _rewrite(function, plan, joined, module)
+            rewritten, count, correspondence[function.name] = _rewrite(function, plan, joined, module)
             matches += count
             result = result.with_function(rewritten) if count else result
         if not matches:
@@ -44,7 +45,7 @@ class FuseHorizontal(Pass):
         used = {r.name for f in result.functions.values() for r in f.references() if isinstance(r, ParamRef)}
         dropped = {name for group in joined for name in group} - used
         params = {name: p for name, p in result.params.items() if name not in dropped}
-        return PassResult(Module(result.functions, params, result.states, result.metadata), matches)
+        return PassResult(Module(result.functions, params, result.states, result.metadata), matches, correspondence)
 
 
 Group = tuple[Node, ...]
@@ -127,7 +128,7 @@ def _stack(module: Module, names: Sequence[str]) -> Param:
 
 def _rewrite(
     function: Function, plan: set[tuple[str, ...]], joined: dict[tuple[str, ...], Param], module: Module
-) -> tuple[Function, int]:
+) -> tuple[Function, int, Correspondence]:
     groups = [g for g in _groups(function, module) if _names(g) in plan]
     leader = {node: group for group in groups for node in group}
     copy, users, count = Rewriter(function), function.users(), 0
@@ -144,7 +145,7 @@ def _rewrite(
         elif node in skipped:
             assert isinstance(node.op, GatedActivation)
             copy.replace(node.output, copy.emit(node.op, done[group], None, source=node.source))
-    return (copy.finish_like(), count) if count else (function, 0)
+    return (copy.finish_like(), count, copy.correspondence) if count else (function, 0, {})
 
 
 def _gate(group: Group, users: dict[Value, list[Node]]) -> Node | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,7 +20,19 @@ and `rewrite` record it; the checker cuts both functions at these pairs."""
 
 
 class PassError(PlanishError):
-    """A pass that broke its contract, or a rule that misbehaved."""
+    """A pass that broke its contract, or a rule that misbehaved.
+
+    Attributes, as far as the manager knows them:
+        diverging: the first operation whose result differs.
+        outcome: everything the check found.
+        report: the records of the passes before.
+        reproducer: the folder that makes it fail again.
+    """
+
+    diverging: str = ""
+    outcome: Any = None
+    report: Any = None
+    reproducer: Path | None = None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -64,7 +64,8 @@ def _steps(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
 @rule("div.Tensor_mode", "div.Scalar_mode", "floor_divide.default")
 def _stepped(call: Call) -> torch.Tensor:
     if call.arguments.get("rounding_mode", "floor") is None:
-        return _quotient(call)
+        quotient: torch.Tensor = _quotient(call)
+        return quotient
     error: torch.Tensor = _steps(call)[1] + call.rounding()
     return error
 

@@ -169,7 +169,12 @@ class BoundMode(TorchDispatchMode):
         return value
 
     def _without_rule(self, function: Any, name: str, args: Any, kwargs: Any, exact: bool) -> Any:
-        """Integers from exact operands are exact; otherwise torch's own decomposition is asked."""
+        """Integers from exact operands are exact; otherwise torch's own decompositions are asked."""
+        with self:
+            # A composite operator called from a decomposition arrives here whole.
+            composed = function.decompose(*args, **kwargs)
+        if composed is not NotImplemented:
+            return composed
         known = torch._decomp.decomposition_table.get(function)
         if exact and torch.Tag.nondeterministic_seeded not in function.tags:
             value = function(*args, **kwargs)

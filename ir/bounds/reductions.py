@@ -49,14 +49,21 @@ def _running_sum(call: Call) -> torch.Tensor:
     return error + gamma(count, call.unit) * wide(x).abs().cumsum(dim) + call.output_rounding
 
 
+VANISHING = -745.0
+"""Below it, exp is 0 in float64."""
+
+
 def _log_spread(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For a softmax: x - max, the bound on the error of that exponent, and the bound on the log of the denominator."""
+    """For a softmax: x - max, the bound on the error of that exponent (0 where its exponential vanishes), and the bound on
+    the error of the denominator's logarithm."""
     x, dim = wide(call["self"]), call["dim"]
     error = call.error(call["self"]).expand(x.shape)
     shifted = x - x.amax(dim, keepdim=True)
-    visible = torch.isfinite(shifted)
     unit = call.accumulation
-    spread = torch.where(visible, error + unit * shifted.abs() + 4 * unit, 0.0)
+    spread = error + unit * shifted.abs() + 4 * unit
+    # What lies so far below the largest that its exponential vanishes whatever the errors counts for nothing.
+    visible = torch.isfinite(shifted) & (shifted + spread > VANISHING)
+    spread = torch.where(visible, spread, 0.0)
     weights = torch.where(visible, shifted.exp(), 0.0)
     weights = weights / weights.sum(dim, keepdim=True).clamp(min=1e-300)
     highest = spread.amax(dim, keepdim=True)
@@ -71,15 +78,16 @@ def _softmax(call: Call) -> torch.Tensor:
     shifted, spread, denominator = _log_spread(call)
     total = spread + denominator + 4 * call.accumulation
     y = wide(call.value)
-    vanished = torch.where(torch.isfinite(shifted), (shifted + total).exp(), 0.0)
+    vanished = torch.where(spread > 0, (shifted + total).exp(), 0.0)
     error = torch.where(y == 0, vanished, y * torch.expm1(total))
     return torch.nan_to_num(error, nan=1.0, posinf=1.0).clamp(max=1.0) + call.rounding()
 
 
 @rule("_log_softmax.default", "log_softmax.int")
 def _log_softmax(call: Call) -> torch.Tensor:
-    _, spread, denominator = _log_spread(call)
-    return spread + denominator + call.rounding(4)
+    shifted, _, denominator = _log_spread(call)
+    exponent = torch.where(torch.isfinite(shifted), call.accumulation * shifted.abs(), 0.0)
+    return call.error(call["self"]) + exponent + denominator + call.rounding(4)
 
 
 @rule("logsumexp.default")

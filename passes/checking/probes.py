@@ -1,0 +1,112 @@
+"""Probe inputs of a function, made from its types and from what its operations demand of their operands.
+
+Sizes are asymmetric and differ from each other, so that no two axes are taken for one; a window or chunk that a
+sequence must exceed to show is exceeded. Truth values are left padding: row i begins with i false elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from planish.ir.errors import IRError
+from planish.ir.module import Function, Module, StateRef
+from planish.ir.ops import Aten
+from planish.ir.ranges import input_ranges
+from planish.ir.types import Dim, TensorType, resolve
+
+# For the symbols in order of appearance; the first is usually the batch.
+SIZES = ((2, 7, 5, 11, 13), (3, 5, 8, 2, 9))
+# Integer attributes up to this size (a window, a chunk) are exceeded by every symbol but the first.
+EXCEEDED = 64
+FREE_INTEGERS = 3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs by name, contents of states by name, and the sizes of all symbols."""
+
+    inputs: Mapping[str, torch.Tensor]
+    states: Mapping[str, torch.Tensor]
+    sizes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={size}" for name, size in self.sizes.items()) or "fixed sizes"
+
+
+def used_states(module: Module, function: Function) -> list[str]:
+    """Names of the states that a function reads or updates."""
+    return sorted({r.name for r in function.references() if isinstance(r, StateRef)} | set(function.updates))
+
+
+def choose_sizes(module: Module, function: Function, number: int) -> dict[str, int]:
+    """A size for each symbol of the inputs, then of the states, whose capacity must hold what the inputs bring."""
+    chosen: dict[str, int] = {}
+    options = SIZES[number % len(SIZES)]
+    least = _exceeded(function)
+    for value in function.inputs:
+        for name in _symbols(value.type):
+            if name not in chosen:
+                size = options[len(chosen) % len(options)] + len(chosen) // len(options)
+                chosen[name] = size if not chosen else max(size, least)
+    capacity = sum(chosen.values()) + 2
+    for state in used_states(module, function):
+        for name in _symbols(module.states[state].type):
+            chosen.setdefault(name, capacity)
+    return chosen
+
+
+def _symbols(type: TensorType) -> list[str]:
+    """Names of a type's symbols in the order of its axes."""
+    found: dict[str, None] = {}
+    for dim in type.shape:
+        if not isinstance(dim, int):
+            found.update(dict.fromkeys(sorted(s.name for s in dim.free_symbols)))
+    return list(found)
+
+
+def _exceeded(function: Function) -> int:
+    """One more than the largest moderate integer attribute of a model operation, plus two for asymmetry."""
+    found = [0]
+    for node in function.nodes:
+        if not isinstance(node.op, Aten):
+            values = node.op.attributes().values()
+            found += [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v <= EXCEEDED]
+    return max(found) + 3
+
+
+def make_probe(module: Module, function: Function, number: int, seed: int) -> Probe:
+    """Probe `number` of a function; the same for the same module, number and seed."""
+    generator = torch.Generator().manual_seed(seed * 1000 + number)
+    sizes = choose_sizes(module, function, number)
+    limits = input_ranges(function)
+    inputs = {v.name: _draw(v.type, sizes, limits.get(v.name), generator) for v in function.inputs}
+    states = {n: _draw(module.states[n].type, sizes, None, generator) for n in used_states(module, function)}
+    return Probe(inputs, states, sizes)
+
+
+def _draw(
+    type: TensorType, sizes: Mapping[str, int], limits: tuple[Dim, Dim] | None, generator: torch.Generator
+) -> torch.Tensor:
+    shape = type.concrete(sizes)
+    if type.dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(type.dtype)
+    if type.dtype != torch.bool and (limits is not None or len(shape) != 2):
+        low, high = (0, FREE_INTEGERS) if limits is None else (resolve(b, sizes) for b in limits)
+        if high < low:
+            raise IRError(
+                f"an input of type {type} has no legal value for {dict(sizes)}: it must lie in {low} to {high}"
+            )
+        return torch.randint(low, high + 1, shape, generator=generator).to(type.dtype)
+    return left_padding(shape, generator).to(type.dtype)
+
+
+def left_padding(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """True for real elements: row i of the last axis begins with i false ones, at least one element stays true."""
+    if len(shape) < 2:
+        return torch.randint(0, 2, shape, generator=generator).to(torch.bool)
+    rows, length = shape[-2], shape[-1]
+    padded = torch.arange(rows).clamp(max=max(0, length - 1)).unsqueeze(1)
+    return (torch.arange(length) >= padded).expand(shape).contiguous()
