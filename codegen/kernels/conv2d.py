@@ -119,7 +119,8 @@ def configurations(
     outputs, taps = out_channels // groups, geometry.kernel[0] * geometry.kernel[1]
     if outputs < 4:
         # Few rows leave registers for more pixels, and chains that wait for themselves need them.
-        shapes = [(outputs, 8 // outputs), (outputs, 4)]
+        most = (tile.registers - 1) // (outputs + 1)
+        shapes = [(outputs, min(most, 8 // outputs)), (outputs, min(most, 4))]
 
     def padding(shape: tuple[int, int]) -> int:
         """Grid positions computed, in twentieths of those asked for: less waste first, small differences ignored."""

@@ -89,8 +89,10 @@ def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
 
 
 def view(name: str, buffer: Expr, size: Expr | int) -> Expr:
-    """The same memory as ``buffer``, a contiguous tensor of ``size`` elements, in one dimension."""
-    return IRBuilder.name(name, T.decl_buffer([index(size)], str(buffer.ty.dtype), data=buffer.data))
+    """The same memory as the argument ``buffer``, a contiguous tensor of ``size`` elements, in one dimension."""
+    dtype = str(buffer.ty.dtype)
+    flat = T.decl_buffer([index(size)], dtype, data=buffer.data, align=np.dtype(dtype).itemsize)
+    return IRBuilder.name(name, flat)
 
 
 LARGEST_REGISTERS = 255

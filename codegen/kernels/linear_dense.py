@@ -158,7 +158,8 @@ def _one_row(buffers: _Buffers) -> None:
     config = buffers.config
     vectors = config.one_row_panels * config.vectors
     whole = config.out_features % (config.one_row_panels * config.panel_width) == 0
-    with emit.loop("group", emit.ceil_div(config.panels, config.one_row_panels), parallel=True) as group:
+    groups = emit.ceil_div(config.panels, config.one_row_panels)
+    with emit.loop("group", groups, parallel=groups > 1) as group:
 
         def vector(k: Expr, v: Expr) -> Expr:
             panel = group * config.one_row_panels + v // config.vectors

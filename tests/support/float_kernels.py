@@ -38,6 +38,12 @@ def gaussian(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy of ``tensor`` whose address no vector would choose."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+    return memory.copy_(tensor)
+
+
 def fma(a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` on float32 arrays, rounded once to the nearest even.
 

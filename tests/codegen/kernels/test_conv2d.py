@@ -16,7 +16,7 @@ from planish.codegen.kernels.conv2d import Conv2d, configurations, conv2d, pack_
 from planish.codegen.kernels.conv2d_geometry import ConvGeometry
 from planish.codegen.kernels.conv2d_packing import pack_filters, unpack_filters
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers
+from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
@@ -93,7 +93,7 @@ def test_exact_on_integers(
 
 @by_tile
 @pytest.mark.full
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(geometry=geometries(), sizes=sizes_of_groups, bias=st.booleans(), seed=st.integers(0, 2**31))
 def test_exact_on_integers_at_length(
     tile: FloatTile, geometry: ConvGeometry, sizes: tuple[int, int, int], bias: bool, seed: int
@@ -138,8 +138,19 @@ def test_bits_do_not_depend_on_the_configuration(tile: FloatTile) -> None:
 
 
 @by_tile
+@pytest.mark.parametrize("padding", [0, 1])
+def test_tensors_may_lie_anywhere(tile: FloatTile, padding: int) -> None:
+    config = small(tile, 4, 8, 1, ConvGeometry((8, 16), (1, 1), (1, 1), (padding, padding)), True)
+    x, bias = small_integers(2, 4, 8, 16, seed=1), small_integers(8, seed=3)
+    weight = small_integers(8, 4, 1, 1, seed=2)
+    y = unaligned(torch.empty(2, 8, *config.geometry.out))
+    compiled(config)(unaligned(x), unaligned(pack_weight(config, weight)), unaligned(bias), y)
+    assert torch.equal(y.double(), by_torch(config, x, weight, bias))
+
+
+@by_tile
 @pytest.mark.full
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", ["stem", "three", "pointwise", "depthwise", "multiplied"])
 def test_every_configuration_is_exact(tile: FloatTile, layer: str) -> None:
     for config in configurations(tile, *LAYERS[layer], False):
         x = small_integers(2, config.in_channels, *config.geometry.image, seed=1)

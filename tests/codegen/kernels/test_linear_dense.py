@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planish.codegen.kernels.linear_dense import LinearDense, configurations, linear_dense, pack_weight
 from planish.codegen.kernels.linear_dense_packing import pack_panels, unpack_panels
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers
+from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
@@ -84,6 +84,18 @@ def test_bits_do_not_depend_on_the_configuration(tile: FloatTile) -> None:
     for config in candidates[:: len(candidates) // 3]:
         assert torch.equal(apply(config, x, weight, bias), expected)
         assert torch.equal(apply(config, x[:1], weight, bias), expected[:1])
+
+
+@by_tile
+@by_dtype
+@pytest.mark.parametrize("rows", [1, 7])
+def test_tensors_may_lie_anywhere(tile: FloatTile, dtype: str, rows: int) -> None:
+    config = config_of(tile, 4 * 2 * tile.lanes, dtype)
+    x, bias = small_integers(rows, 43, seed=1), small_integers(config.out_features, seed=3)
+    weight = small_integers(config.out_features, 43, seed=2).to(DTYPES[dtype])
+    y = unaligned(torch.empty(rows, config.out_features))
+    compiled(config)(unaligned(x), unaligned(pack_weight(config, weight)), unaligned(bias), y)
+    assert torch.equal(y.double(), x.double() @ weight.double().T + bias.double())
 
 
 @by_tile

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planish.codegen.kernels.matmul import Matmul, configurations, matmul
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers
+from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 by_transposed = pytest.mark.parametrize("transposed", [False, True], ids=["as-is", "transposed"])
@@ -69,6 +69,16 @@ def test_known_sizes_keep_the_bits(tile: FloatTile) -> None:
     for config in candidates[:: len(candidates) // 2]:
         assert torch.equal(apply(config, a, b), expected)
         assert torch.equal(apply(config, a[:, :1], b), expected[:, :1])
+
+
+@by_tile
+@pytest.mark.parametrize("rows", [1, 40])
+def test_tensors_may_lie_anywhere(tile: FloatTile, rows: int) -> None:
+    config = Matmul(1, None, 30, 4 * tile.lanes, False, tile, 5, 2)
+    a, b = small_integers(1, rows, 30, seed=1), small_integers(1, 30, 4 * tile.lanes, seed=2)
+    y = unaligned(torch.empty(1, rows, 4 * tile.lanes))
+    compiled(config)(unaligned(a), unaligned(b), y)
+    assert torch.equal(y.double(), a.double() @ b.double())
 
 
 @by_tile
