@@ -195,8 +195,10 @@ def _operands(node: Node) -> list[Operand]:
 
 def _whole_operands(node: Node, rule: Pointwise) -> list[int]:
     """Numbers of the operands that must lie in memory; a rule counts them as arguments."""
-    if rule.whole is None or not isinstance(node.op, Aten):
+    if rule.whole is None:
         return list(range(len(node.inputs)))
+    if not isinstance(node.op, Aten):
+        return list(rule.whole)
     slots = [node.op.arguments[position] for position in rule.whole]
     return [slot.index for slot in slots if isinstance(slot, Slot)]
 

@@ -19,6 +19,17 @@ def dense(param: Param) -> Packed:
     return Packed(param.name, dtype, param.type.concrete({}), make)
 
 
+def as_float32(param: Param) -> Packed:
+    """The parameter decoded to float32, for kernels that read nothing else."""
+    if param.encoding == Dense(torch.float32) and param.type.dtype == torch.float32:
+        return dense(param)
+
+    def make() -> torch.Tensor:
+        return param.value().to(torch.float32).contiguous()
+
+    return Packed(f"{param.name}:f32", torch.float32, param.type.concrete({}), make)
+
+
 def as_stored(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous tensor of a dtype that every runtime knows: bfloat16 as the uint16 of its bits."""
     tensor = tensor.detach().contiguous()

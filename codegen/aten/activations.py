@@ -9,6 +9,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.aten.scalars import aligned, elementwise, extremum, number
 from planish.codegen.dims import Expr
+from planish.codegen.math import hold
 from planish.codegen.pointwise.dtypes import literal, rounded
 from planish.codegen.pointwise.elementary import elementary
 from planish.codegen.pointwise.expression import At, Call, Indices, Pointwise, Rule
@@ -18,11 +19,11 @@ def _gelu(call: Call) -> list[At]:
     dtype, approximate = call.result.dtype, call.keywords.get("approximate", "none")
 
     def at(indices: Indices) -> Expr:
-        x = T.bind(call.value(call.arguments[0], dtype, indices))
+        x = hold(call.value(call.arguments[0], dtype, indices))
         if approximate == "none":
             return rounded(x * elementary("normal_cdf", x), dtype)
         inner = number(math.sqrt(2 / math.pi), dtype) * (x + number(0.044715, dtype) * (x * x * x))
-        bent = elementary("tanh", T.bind(inner))
+        bent = elementary("tanh", hold(inner))
         return rounded(number(0.5, dtype) * x * (number(1, dtype) + bent), dtype)
 
     return [at]
@@ -33,8 +34,8 @@ def _softplus(call: Call) -> list[At]:
     beta, threshold = call.argument(1, "beta", 1), call.argument(2, "threshold", 20)
 
     def at(indices: Indices) -> Expr:
-        x = T.bind(call.value(call.arguments[0], dtype, indices))
-        scaled = T.bind(x * number(beta, dtype))
+        x = hold(call.value(call.arguments[0], dtype, indices))
+        scaled = hold(x * number(beta, dtype))
         bent = elementary("log1p", elementary("exp", scaled)) / number(beta, dtype)
         return rounded(T.Select(scaled > number(threshold, dtype), x, bent), dtype)
 
@@ -46,7 +47,7 @@ def _elu(call: Call) -> list[At]:
     alpha, scale, input_scale = (call.argument(n, k, 1) for n, k in ((1, "alpha"), (2, "scale"), (3, "input_scale")))
 
     def at(indices: Indices) -> Expr:
-        x = T.bind(call.value(call.arguments[0], dtype, indices))
+        x = hold(call.value(call.arguments[0], dtype, indices))
         negative = elementary("expm1", x * number(input_scale, dtype)) * number(alpha * scale, dtype)
         return rounded(T.Select(x > number(0, dtype), x * number(scale, dtype), negative), dtype)
 
@@ -57,7 +58,7 @@ def _leaky_relu(call: Call) -> list[At]:
     dtype, slope = call.result.dtype, call.argument(1, "negative_slope", 0.01)
 
     def at(indices: Indices) -> Expr:
-        x = T.bind(call.value(call.arguments[0], dtype, indices))
+        x = hold(call.value(call.arguments[0], dtype, indices))
         return rounded(T.Select(x > number(0, dtype), x, x * number(slope, dtype)), dtype)
 
     return [at]
@@ -71,10 +72,10 @@ def _clamp(low: tuple[int, str] | float | None, high: tuple[int, str] | float | 
         bounds = [call.argument(*b) if isinstance(b, tuple) else b for b in (low, high)]
 
         def at(indices: Indices) -> Expr:
-            x = T.bind(call.value(call.arguments[0], dtype, indices))
+            x = hold(call.value(call.arguments[0], dtype, indices))
             for larger, bound in zip((True, False), bounds):
                 if bound is not None:
-                    x = T.bind(extremum(larger, x, call.value(bound, dtype, indices), dtype))
+                    x = hold(extremum(larger, x, call.value(bound, dtype, indices), dtype))
             return x
 
         return [at]
@@ -88,7 +89,7 @@ def _hard_sigmoid(x: Expr, dtype: torch.dtype) -> Expr:
 
 
 def _mish(x: Expr, dtype: torch.dtype) -> Expr:
-    return x * elementary("tanh", T.bind(elementary("log1p", elementary("exp", x))))
+    return x * elementary("tanh", hold(elementary("log1p", elementary("exp", x))))
 
 
 _BOTH = aligned(_clamp((1, "min"), (2, "max")))

@@ -11,6 +11,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.aten.scalars import aligned, elementwise, extremum, is_nan, number
 from planish.codegen.dims import Expr
+from planish.codegen.math import hold
 from planish.codegen.pointwise.dtypes import literal, rounded
 from planish.codegen.pointwise.elementary import elementary, library
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise
@@ -58,11 +59,11 @@ def _quotient(a: Expr, b: Expr, dtype: torch.dtype, mode: str | None) -> Expr:
 def _floor_quotient(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
     """floor of the exact quotient, which the rounded one may miss: from the exact remainder, as torch does."""
     zero, one = number(0, dtype), number(1, dtype)
-    rest = T.bind(_fmod(a, b, dtype))
+    rest = hold(_fmod(a, b, dtype))
     quotient = (a - rest) / b
     lowered = T.And(rest != zero, (rest < zero) != (b < zero))
-    exact = T.bind(T.Select(lowered, quotient - one, quotient))
-    down = T.bind(T.floor(exact))
+    exact = hold(T.Select(lowered, quotient - one, quotient))
+    down = hold(T.floor(exact))
     nearest = T.Select(exact - down > number(0.5, dtype), down + one, down)
     return T.Select(b == zero, a / b, nearest)
 
@@ -74,7 +75,7 @@ def _fmod(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
 def _remainder(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
     if not dtype.is_floating_point:
         return tirx.floormod(a, b)
-    rest, zero = T.bind(_fmod(a, b, dtype)), number(0, dtype)
+    rest, zero = hold(_fmod(a, b, dtype)), number(0, dtype)
     return T.Select(T.And(rest != zero, (rest < zero) != (b < zero)), rest + b, rest)
 
 
@@ -83,7 +84,7 @@ def _divide(call: Call) -> list[At]:
     x, y = call.arguments[:2]
 
     def at(indices: Indices) -> Expr:
-        a, b = T.bind(call.value(x, dtype, indices)), T.bind(call.value(y, dtype, indices))
+        a, b = hold(call.value(x, dtype, indices)), hold(call.value(y, dtype, indices))
         return rounded(_quotient(a, b, dtype, mode), dtype)
 
     return [at]
@@ -94,7 +95,7 @@ def _power(call: Call) -> list[At]:
     dtype = call.result.dtype
 
     def at(indices: Indices) -> Expr:
-        base = T.bind(call.value(x, dtype, indices))
+        base = hold(call.value(x, dtype, indices))
         if not dtype.is_floating_point:
             return _integer_power(base, y, dtype)
         if not isinstance(y, Lazy) and y in (0.5, -0.5, 1, 2, 3, -1, -2):

@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr
+from planish.codegen.math import hold
 from planish.codegen.pointwise.dtypes import convert, literal
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise, Rule
 from planish.ir import Dim
@@ -255,8 +256,8 @@ def _pad(call: Call) -> list[At]:
 
 def _wrapped(index: Expr, size: Expr) -> Expr:
     """A torch index, which may count from the end."""
-    wide = T.bind(T.cast(index, "int64"))
-    return T.bind(T.Select(wide < 0, wide + size, wide))
+    wide = hold(T.cast(index, "int64"))
+    return hold(T.Select(wide < 0, wide + size, wide))
 
 
 def _index_select(call: Call) -> list[At]:

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr
+from planish.codegen.math import hold
 from planish.codegen.pointwise.dtypes import compute_dtype, literal, rounded
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise, Rule
 
@@ -32,7 +33,7 @@ def elementwise(function: Scalar, count: int, *, promote: bool = False) -> Point
         dtype = promoted(arguments) if promote else call.result.dtype
 
         def at(indices: Indices) -> Expr:
-            values = [T.bind(call.value(a, dtype, indices)) for a in arguments]
+            values = [hold(call.value(a, dtype, indices)) for a in arguments]
             return rounded(function(*values, dtype), call.result.dtype)
 
         return [at]

@@ -6,12 +6,13 @@ from planish.codegen.aten.activations import ACTIVATIONS
 from planish.codegen.aten.arithmetic import ARITHMETIC
 from planish.codegen.aten.creation import CREATION
 from planish.codegen.aten.logic import LOGIC
+from planish.codegen.aten.model import MODEL
 from planish.codegen.aten.movement import COPIES, MOVEMENT, UNIT_AXES, VIEWS
 from planish.codegen.aten.reductions import REDUCTIONS
 from planish.codegen.pointwise.expression import Pointwise
 from planish.codegen.pointwise.reduction import FoldRule
 from planish.ir import Node
-from planish.ir.ops import Aten
+from planish.ir.ops import Aten, Positions
 
 POINTWISE: dict[str, Pointwise] = {**ARITHMETIC, **ACTIVATIONS, **LOGIC, **MOVEMENT, **CREATION}
 
@@ -23,7 +24,11 @@ def overload(node: Node) -> str:
 
 def pointwise_rule(node: Node) -> Pointwise | None:
     """How a node is computed element by element, or None."""
-    return POINTWISE.get(overload(node))
+    if isinstance(node.op, Aten):
+        return POINTWISE.get(node.op.overload)
+    if isinstance(node.op, Positions) and node.inputs[1] is not None:
+        return None
+    return MODEL.get(node.op.name)
 
 
 def fold_rule(node: Node) -> FoldRule | None:

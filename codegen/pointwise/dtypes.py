@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr
+from planish.codegen.math import hold
 from planish.ir.types import dtype_name
 
 STORAGE: dict[torch.dtype, str] = {
@@ -24,6 +25,7 @@ STORAGE: dict[torch.dtype, str] = {
     torch.int16: "int16",
     torch.int8: "int8",
     torch.uint8: "uint8",
+    torch.uint16: "uint16",
     torch.bool: "bool",
 }
 """The dtype of a tensor's elements in memory."""
@@ -52,7 +54,7 @@ def stored(value: Expr, dtype: torch.dtype) -> Expr:
 
 def rounded(value: Expr, dtype: torch.dtype) -> Expr:
     """A value in the compute dtype of `dtype`, rounded to `dtype`. Must be called where statements are emitted."""
-    return loaded(stored(T.bind(value), dtype), dtype) if dtype in _HALVES else value
+    return loaded(stored(hold(value), dtype), dtype) if dtype in _HALVES else value
 
 
 def _bfloat16_bits(value: Expr) -> Expr:

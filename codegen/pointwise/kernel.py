@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr, Symbols
 from planish.codegen.kernels import emit
+from planish.codegen.math import hold
 from planish.codegen.pointwise import loops
 from planish.codegen.pointwise.dtypes import STORAGE, convert, loaded, stored
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise
@@ -104,7 +105,7 @@ def _once(at: At) -> At:
     def kept(indices: Indices) -> Expr:
         key = tuple(id(i) for i in indices)
         if key not in known:
-            known[key] = (indices, T.bind(at(indices)))
+            known[key] = (indices, hold(at(indices)))
         return known[key][1]
 
     return kept
@@ -162,7 +163,7 @@ def _body(fused: Fused, buffers: dict[Operand, Expr], result: Expr, symbols: Sym
     def element(indices: Indices) -> None:
         # Variables of one branch or loop are not visible in another, so each gets its own unfolding.
         lazy = Unfolding(fused, buffers, symbols, retype).lazy(fused.value)
-        T.buffer_store(result, stored(T.bind(lazy.at(indices)), type.dtype), list(indices) or [])
+        T.buffer_store(result, stored(hold(lazy.at(indices)), type.dtype), list(indices) or [])
 
     loops.for_each(symbols.shape(retype(type).shape), element)
 

@@ -18,6 +18,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr, Symbols
 from planish.codegen.kernels import emit
+from planish.codegen.math import hold
 from planish.codegen.pointwise import loops
 from planish.codegen.pointwise.dtypes import STORAGE, stored
 from planish.codegen.pointwise.expression import Call, Indices, Lazy
@@ -107,7 +108,7 @@ class _Reduction:
         if type.rank != len(kept):
             chosen = dict(zip(self.kept, kept))
             indices = tuple(chosen.get(a, T.int64(0)) for a in range(type.rank))
-        T.buffer_store(self.result, stored(T.bind(self.fold.finish(total)), type.dtype), list(indices))
+        T.buffer_store(self.result, stored(hold(self.fold.finish(total)), type.dtype), list(indices))
 
     def emit(self) -> None:
         last = len(self.sizes) - 1
@@ -136,11 +137,13 @@ class _Reduction:
                     take(lane, step * LANES + lane)
                 with emit.loop("rest", count % LANES) as lane:
                     take(lane, count // LANES * LANES + lane)
-            totals = [T.bind(partial[lane]) for lane in range(LANES)]
-            while len(totals) > 1:
-                half = len(totals) // 2
-                totals = [T.bind(self.fold.combine(a, b)) for a, b in zip(totals[:half], totals[half:])]
-            self._store(kept, totals[0])
+            half = LANES
+            while half > 1:
+                half //= 2
+                # Through memory, which LLVM removes: nested expressions cost TVM time exponential in their depth.
+                with _vector("lane", half) as lane:
+                    T.buffer_store(partial, self.fold.combine(partial[lane], partial[lane + half]), [lane])
+            self._store(kept, partial[0])
 
         loops.for_each([self.sizes[a] for a in self.kept], row, cost=_weight(self.sizes, self.fold.axes))
 
@@ -162,7 +165,7 @@ class _Reduction:
                     value = self._value(self._lazy(self.operand), [*kept, start + i], at)
                     T.buffer_store(partial, self.fold.combine(partial[i], value), [i])
             with emit.loop("i", width) as i:
-                self._store([*kept, start + i], T.bind(partial[i]))
+                self._store([*kept, start + i], hold(partial[i]))
 
         shape = [*(self.sizes[a] for a in self.kept[:-1]), blocks]
         loops.for_each(shape, block, cost=_weight(self.sizes, self.fold.axes) * 64)
@@ -178,7 +181,7 @@ def _weight(sizes: Sequence[Expr], axes: Sequence[int]) -> int:
 
 
 def _local(name: str, size: int, dtype: torch.dtype) -> Expr:
-    return IRBuilder.name(name, T.alloc_buffer((size,), STORAGE[dtype], scope="local"))
+    return emit.scratch(name, size, STORAGE[dtype])
 
 
 class _vector:

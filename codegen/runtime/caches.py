@@ -21,24 +21,20 @@ class Caches:
     """
 
     def __init__(self, declared: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        self._types: dict[str, TensorType] = {n: parse_type(s["type"]) for n, s in declared.items()}
-        self._orders: dict[str, list[int]] = {n: list(s["order"]) for n, s in declared.items()}
+        self._types: dict[str, TensorType] = {n: parse_type(s["memory"]) for n, s in declared.items()}
         self._sizes = dict(sizes)
         self.capacity = 0
         self.tensors: dict[str, torch.Tensor] = {}
 
-    def reserve(self, tokens: int, limit: int | None) -> None:
-        """Make room for `tokens` tokens in every row; `limit` is the most that will ever be needed."""
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` tokens in every row. Capacities are powers of two, so whole panels of any machine."""
         if tokens <= self.capacity:
             return
         capacity = max(self.capacity, FIRST_CAPACITY)
         while capacity < tokens:
             capacity *= 2
-        if limit is not None:
-            capacity = max(tokens, min(capacity, limit))
         for name, type in self._types.items():
-            sizes = type.concrete({**self._sizes, CAPACITY: capacity})
-            grown = torch.zeros([sizes[a] for a in self._orders[name]], dtype=type.dtype)
+            grown = torch.zeros(type.concrete({**self._sizes, CAPACITY: capacity}), dtype=type.dtype)
             old = self.tensors.get(name)
             if old is not None:
                 grown[tuple(slice(0, n) for n in old.shape)] = old

@@ -78,7 +78,7 @@ class Session:
                 )
         longest = max(len(row) for row in rows)
         # Compiled code writes whole rows of tokens where they stand, filler too.
-        self._caches.reserve(max(self.lengths) + longest, None)
+        self._caches.reserve(max(self.lengths) + longest)
         ids = torch.full((len(rows), longest), FILLER, dtype=torch.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)

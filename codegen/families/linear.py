@@ -1,0 +1,76 @@
+"""Dense linear layers: float32 activations, weights of float32, float16 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+
+from planish.codegen.dims import product
+from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
+from planish.codegen.kernels.linear_dense import LinearDense, configurations, linear_dense, pack_weight
+from planish.codegen.stored import as_float32
+from planish.codegen.tiles.float import STORAGE_DTYPES
+from planish.ir import Dense, Node, Param
+
+
+@lru_cache(maxsize=256)
+def _prim_func(config: LinearDense) -> Any:
+    return linear_dense(config)
+
+
+class LinearFamily(Family):
+    """y = x W^T + b with the weight packed into column panels."""
+
+    name: ClassVar[str] = "linear_dense"
+    ops: ClassVar[frozenset[str]] = frozenset({"linear"})
+
+    def select(self, node: Node, site: Site) -> Kernel | str:
+        x, weight, bias = node.inputs
+        assert x is not None
+        param, added = site.param(weight), site.param(bias)
+        if x.type.dtype != torch.float32:
+            return f"activations of {x.type.dtype} have no dense linear kernel"
+        if param is None or (bias is not None and added is None):
+            return "the weight or the bias is computed at run time"
+        # A weight of another encoding is decoded when the artifact is written: correct, though not small.
+        stored = param.encoding.dtype if isinstance(param.encoding, Dense) else torch.float32
+        dtype = str(stored).removeprefix("torch.")
+        if dtype not in STORAGE_DTYPES:
+            return f"a weight stored as {dtype} has no dense linear kernel"
+        outs, ins = param.type.concrete({})
+        config = configurations(site.target.float_tile, ins, outs, dtype, bias is not None)[0]
+        weights = [_packed(param, config)]
+        if added is not None:
+            weights.append(as_float32(added))
+        rows = product(x.type.shape[:-1])
+
+        def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
+            inputs = [to.view(operands[0], [rows, ins]), *(to.weight(w) for w in weights)]
+            (y,) = to.call(_prim_func(config), inputs, [([rows, outs], "float32")])
+            return [to.view(y, node.output.type.shape)]
+
+        decoded = "" if isinstance(param.encoding, Dense) else f", decoded from {param.encoding}"
+        return Kernel(
+            name=f"{self.name}[{dtype}, {config.tile.name}{decoded}]",
+            schedule=f"register tiles of {config.rows} x {config.panel_width}, depth in blocks of {config.depth_block}",
+            reads=(0,),
+            emit=emit,
+            weights=tuple(weights),
+            traffic=outs * ins * stored.itemsize + 4 * rows * (ins + outs),
+            work=2 * rows * ins * outs,
+        )
+
+
+def _packed(param: Param, config: LinearDense) -> Packed:
+    shape = (config.panels, config.in_features, config.panel_width)
+    stored = torch.uint16 if config.weight_dtype == "bfloat16" else getattr(torch, config.weight_dtype)
+
+    def make() -> torch.Tensor:
+        if isinstance(param.encoding, Dense):
+            return pack_weight(config, param.storage()["values"])
+        return pack_weight(config, param.value().to(torch.float32))
+
+    return Packed(f"{param.name}:panels{config.panel_width}", stored, shape, make)

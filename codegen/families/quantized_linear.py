@@ -1,0 +1,121 @@
+"""Linear layers on int8 activations with 4-bit grouped weights, and the quantisation of their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+
+from planish.codegen.dims import product
+from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
+from planish.codegen.kernels.linear_int4 import LinearInt4, configurations, linear_int4, pack_weight
+from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
+from planish.codegen.stored import as_float32
+from planish.ir import GroupedInt, Node, Param
+
+
+@lru_cache(maxsize=256)
+def _linear(config: LinearInt4) -> Any:
+    return linear_int4(config)
+
+
+@lru_cache(maxsize=256)
+def _quantize(config: QuantizeActivation) -> Any:
+    return quantize_activation(config)
+
+
+class QuantizedLinearFamily(Family):
+    """y = scale * sum over groups of exact integer products * group scale."""
+
+    name: ClassVar[str] = "linear_int4"
+    ops: ClassVar[frozenset[str]] = frozenset({"quantized_linear"})
+
+    def select(self, node: Node, site: Site) -> Kernel | str:
+        codes, scale, weight, bias = node.inputs
+        assert codes is not None and scale is not None
+        param, added = site.param(weight), site.param(bias)
+        if scale.type.dtype != torch.float32:
+            return f"activations of {scale.type.dtype} have no 4-bit linear kernel"
+        if param is None or (bias is not None and added is None):
+            return "the weight or the bias is computed at run time"
+        encoding = param.encoding
+        if not isinstance(encoding, GroupedInt) or encoding.bits != 4:
+            return f"the weight is encoded as {encoding}, not as grouped 4-bit integers"
+        outs, ins = param.type.concrete({})
+        try:
+            config = configurations(
+                site.target.int8_tile, ins, outs, encoding.group, _name(encoding.scale_dtype), bias is not None
+            )[0]
+        except ValueError as error:
+            return str(error)
+        weights = [_packed(param, config)]
+        if added is not None:
+            weights.append(as_float32(added))
+        rows = product(codes.type.shape[:-1])
+
+        def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
+            inputs = [to.view(operands[0], [rows, ins]), to.view(operands[1], [rows, 1])]
+            inputs += [to.weight(w) for w in weights]
+            (y,) = to.call(_linear(config), inputs, [([rows, outs], "float32")])
+            return [to.view(y, node.output.type.shape)]
+
+        stored = param.nbytes
+        return Kernel(
+            name=f"{self.name}[{encoding}, {config.tile.name}]",
+            schedule=f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task",
+            reads=(0, 1),
+            emit=emit,
+            weights=tuple(weights),
+            traffic=stored + rows * (ins + 4) + 4 * rows * outs,
+            work=2 * rows * ins * outs,
+            arithmetic="int8",
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _packed(param: Param, config: LinearInt4) -> Packed:
+    layout = config.layout
+    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}"
+
+    def make() -> torch.Tensor:
+        storage = param.storage()
+        return pack_weight(config, storage["values"], storage["scales"])
+
+    return Packed(key, torch.uint8, config.packed_shape, make)
+
+
+class QuantizeActivationFamily(Family):
+    """int8 codes and one scale for each row."""
+
+    name: ClassVar[str] = "quantize_activation"
+    ops: ClassVar[frozenset[str]] = frozenset({"quantize_activation"})
+
+    def select(self, node: Node, site: Site) -> Kernel | str:
+        x = node.inputs[0]
+        assert x is not None
+        size = x.type.shape[-1]
+        if x.type.dtype != torch.float32:
+            return f"activations of {x.type.dtype} have no quantisation kernel"
+        if not isinstance(size, int):
+            return f"rows of a size known only at run time ({size}) have no quantisation kernel"
+        config = QuantizeActivation(size, site.target.float_tile)
+        rows = product(x.type.shape[:-1])
+
+        def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
+            results = [([rows, size], "int8"), ([rows, 1], "float32")]
+            codes, scale = to.call(_quantize(config), [to.view(operands[0], [rows, size])], results)
+            return [to.view(t, v.type.shape) for t, v in zip((codes, scale), node.outputs)]
+
+        return Kernel(
+            name=f"{self.name}[{config.tile.name}]",
+            schedule="rows in parallel, vectors along a row",
+            reads=(0,),
+            emit=emit,
+            traffic=rows * (5 * size + 4),
+            work=3 * rows * size,
+        )

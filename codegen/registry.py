@@ -1,0 +1,87 @@
+"""The kernel families, one line each. Families outside the package register as `planish.kernels` entry points."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+import torch
+
+from planish.codegen.aten import tables
+from planish.codegen.families.attention import AttentionFamily, CacheAppendFamily
+from planish.codegen.families.conv2d import Conv2dFamily
+from planish.codegen.families.embedding import EmbeddingFamily
+from planish.codegen.families.linear import LinearFamily
+from planish.codegen.families.matmul import MatmulFamily
+from planish.codegen.families.norms import NormFamily
+from planish.codegen.families.positions import PositionsFamily
+from planish.codegen.families.quantized_linear import QuantizeActivationFamily, QuantizedLinearFamily
+from planish.codegen.families.rope import RopeFamily
+from planish.codegen.family import Family, Kernel, Site
+from planish.codegen.target import Target
+from planish.ir import Builder, Dense, Encoding, GroupedInt, InMemory, Module, Node, Param, ParamRef, TensorType
+from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.ops import Linear, QuantizedLinear
+
+FAMILIES: tuple[Family, ...] = (
+    LinearFamily(),
+    MatmulFamily(),
+    QuantizeActivationFamily(),
+    QuantizedLinearFamily(),
+    NormFamily(),
+    PositionsFamily(),
+    RopeFamily(),
+    AttentionFamily(),
+    CacheAppendFamily(),
+    EmbeddingFamily(),
+    Conv2dFamily(),
+)
+
+
+@lru_cache(maxsize=1)
+def families() -> tuple[Family, ...]:
+    """Those from outside first, so that they may serve what the package serves too."""
+    outside = [point.load()() for point in entry_points(group="planish.kernels")]
+    return (*outside, *FAMILIES)
+
+
+def select(node: Node, site: Site) -> Kernel | list[str]:
+    """The kernel for a node, or why each family that might serve it does not."""
+    overload = tables.overload(node)
+    name = f"aten.{overload}" if overload else node.op.name
+    reasons = []
+    for family in families():
+        if name in family.ops:
+            found = family.select(node, site)
+            if isinstance(found, Kernel):
+                return found
+            reasons.append(found)
+    return reasons
+
+
+def served_encodings(target: Target) -> frozenset[tuple[str, Encoding]]:
+    """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is."""
+    candidates: list[Encoding] = [Dense(d) for d in (torch.float32, torch.float16, torch.bfloat16)]
+    candidates += [GroupedInt(bits, group, s) for bits in (2, 4, 8) for group in (32, 64, 128) for s in SCALE_DTYPES]
+    return frozenset(
+        (name, e) for e in candidates for name in ("linear", "quantized_linear") if _serves(name, e, target)
+    )
+
+
+def _serves(name: str, encoding: Encoding, target: Target) -> bool:
+    """Whether a layer of ordinary size has a kernel of its own."""
+    size = 256
+    type = TensorType(torch.float32, (size, size))
+    param = Param("weight", type, encoding, InMemory({}))
+    builder = Builder("probe")
+    weight = ParamRef("weight", type)
+    if name == "linear":
+        if not isinstance(encoding, Dense):
+            return False
+        x = builder.input("x", TensorType(torch.float32, (1, size)))
+        node = builder.node(Linear(), x, weight, None)
+    else:
+        codes = builder.input("codes", TensorType(torch.int8, (1, size)))
+        scale = builder.input("scale", TensorType(torch.float32, (1, 1)))
+        node = builder.node(QuantizedLinear(), codes, scale, weight, None)
+    return isinstance(select(node, Site(Module({}, {"weight": param}), target)), Kernel)

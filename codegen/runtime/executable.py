@@ -1,0 +1,65 @@
+"""An opened artifact: call it with tensors, or generate text with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from planish.codegen.artifact import KERNELS, WEIGHTS, read_manifest
+from planish.codegen.runtime.library import CompiledLibrary, set_threads
+from planish.codegen.runtime.machine import check_features, cpu_features, usable_cores
+from planish.codegen.runtime.program import Program
+from planish.codegen.runtime.tensors import map_weights
+from planish.ir import InputError
+
+
+class Executable:
+    """A compiled module ready to run.
+
+    Attributes:
+        manifest: the artifact's manifest.
+        programs: its functions by name.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, threads: int | None = None, keep: Any = None) -> None:
+        check_features(manifest["target"]["features"], cpu_features())
+        self.folder, self.manifest, self._keep = folder, manifest, keep
+        library, weights = CompiledLibrary(folder / KERNELS), map_weights(folder / WEIGHTS)
+        self.programs = {
+            name: Program(name, library.function(name), signature, weights)
+            for name, signature in manifest["functions"].items()
+        }
+        set_threads(usable_cores() if threads is None else threads)
+
+    def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Call `forward` with tensors in order or by name; one result comes alone, several as a tuple.
+
+        Raises:
+            InputError: when the module has no `forward`, or the tensors do not fit it.
+        """
+        if "forward" not in self.programs:
+            raise InputError(f"this artifact has no function 'forward'; it has {', '.join(self.programs)}")
+        if tensors and named:
+            raise InputError("give tensors in order or by name, not both")
+        results = self.programs["forward"](named or tensors)
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def open_artifact(
+    folder: str | Path, *, threads: int | None = None, keep: Any = None, check: bool = True
+) -> Executable:
+    """Open a saved artifact.
+
+    Args:
+        folder: the artifact.
+        threads: how many threads compiled code uses; as many as there are cores when None.
+        keep: an object that must live as long as the executable.
+        check: compare every file with its digest.
+
+    Raises:
+        InputError: with one sentence, when it is no artifact, damaged, of another version or for another machine.
+    """
+    manifest = read_manifest(folder, check=check)
+    return Executable(Path(folder), manifest, threads=threads, keep=keep)

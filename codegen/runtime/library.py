@@ -1,0 +1,80 @@
+"""TVM's runtime library and the libraries of compiled code.
+
+`import tvm` would load the compiler, 250 MB that a run does not need. So the runtime library is opened by its path and
+spoken to through `tvm_ffi`, the small package that both share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from planish.ir import InputError
+
+CPU = 1
+"""DLPack's number of the CPU."""
+_NAIVE, _POOLED = 1, 2
+_ONE_CORE_PER_THREAD = 1
+
+
+def find_runtime() -> Path:
+    """The runtime library: in TVM_LIBRARY_PATH, or in the installed tvm package, which is not imported.
+
+    Raises:
+        InputError: when there is none.
+    """
+    places = [Path(p) for p in [os.environ.get("TVM_LIBRARY_PATH", "")] if p]
+    spec = importlib.util.find_spec("tvm")
+    places += [Path(p) / "lib" for p in (spec.submodule_search_locations or [] if spec is not None else [])]
+    for place in places:
+        for name in ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll"):
+            if (place / name).is_file():
+                return place / name
+    raise InputError(
+        "TVM's runtime library is not installed: install apache-tvm, or name its folder in TVM_LIBRARY_PATH"
+    )
+
+
+@cache
+def _load_runtime() -> Any:
+    # Global, because compiled code calls into it without naming it.
+    return ctypes.CDLL(str(find_runtime()), ctypes.RTLD_GLOBAL)
+
+
+class CompiledLibrary:
+    """The functions of one library of compiled code.
+
+    Intermediate memory is returned to the system allocator after each use: sizes change with every sequence length, and
+    a pool would keep them all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _load_runtime()
+        try:
+            self._module = tvm_ffi.load_module(str(path))
+            self._machine = self._module["vm_load_executable"]()
+            self._machine["vm_initialization"](CPU, 0, _NAIVE)
+        except Exception as error:
+            raise InputError(f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
+
+    def function(self, name: str) -> Any:
+        """A compiled function; it takes and returns tensors."""
+        return self._machine[name]
+
+
+def set_threads(count: int) -> None:
+    """How many threads compiled code of this process uses from now on.
+
+    Raises:
+        InputError: when the number is less than 1.
+    """
+    if count < 1:
+        raise InputError(f"compiled code needs at least one thread, not {count}")
+    _load_runtime()
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, count)
