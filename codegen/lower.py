@@ -50,7 +50,7 @@ def lower(module: Module, target: Target, select: Select) -> Lowered:
     Raises:
         UnsupportedError: listing the operations of one function that nothing serves.
     """
-    layouts = choose_layouts(module)
+    layouts = choose_layouts(module, target.float_tile.lanes)
     builder = relax.BlockBuilder()
     kernels: dict[Any, Any] = {}
     fused = FusedKernels()

@@ -1,7 +1,7 @@
 """How states lie in memory, and which nodes may overwrite them where they are.
 
-The IR's states are logical tensors. A cache that only attention reads is laid out as attention walks it, one head after
-another; any other state keeps its logical order.
+The IR's states are logical tensors. A cache that only attention reads, as keys or as values, is laid out as the
+attention kernel walks it; any other state keeps its logical order.
 """
 
 from __future__ import annotations
@@ -9,33 +9,73 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from planish.codegen.kernels.kv_cache import CacheLayout
+from planish.codegen.kernels.vectors import padded
 from planish.ir import Dim, Function, Module, Node, Operand, StateRef, TensorType, Value
 from planish.ir.ops import Attention, CacheAppend
+from planish.ir.types import as_dim, dtype_name, floor_div
 
-BY_HEAD = (0, 2, 1, 3)
+KEYS, VALUES = 1, 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Axis n in memory is axis `order[n]` of the logical tensor."""
+    """Where a state's elements lie: in logical order, or as a cache that attention walks."""
 
-    order: tuple[int, ...]
+    cache: CacheLayout | None = None
 
     def physical(self, type: TensorType) -> tuple[Dim, ...]:
-        """The shape in memory of a logical tensor."""
-        return tuple(type.shape[a] for a in self.order)
+        """The shape in memory of a logical tensor. The capacity of a cache is a multiple of its lanes."""
+        if self.cache is None:
+            return type.shape
+        batch, capacity, heads, size = type.shape
+        lanes = self.cache.lanes
+        if self.cache.kind == "keys":
+            return batch, heads, floor_div(as_dim(capacity + (lanes - 1)), lanes), size, lanes
+        return batch, heads, capacity, padded(self.cache.size, lanes)
 
     @property
     def plain(self) -> bool:
-        return self.order == tuple(range(len(self.order)))
+        return self.cache is None
 
 
-def choose_layouts(module: Module) -> dict[str, Layout]:
-    """The layout of every state, the same in all functions."""
-    return {
-        name: Layout(BY_HEAD if _only_attended(name, module.functions.values()) else tuple(range(state.type.rank)))
-        for name, state in module.states.items()
-    }
+PLAIN = Layout()
+
+
+def cache_layout(type: TensorType, operand: int, lanes: int) -> CacheLayout | None:
+    """How attention wants its operand (keys or values) of that type [batch, keys, heads, size]; None if it cannot."""
+    heads, size = type.shape[2:]
+    if not isinstance(heads, int) or not isinstance(size, int):
+        return None
+    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+    dtype = names.get(dtype_name(type.dtype))
+    return None if dtype is None else CacheLayout("keys" if operand == KEYS else "values", heads, size, dtype, lanes)
+
+
+def choose_layouts(module: Module, lanes: int) -> dict[str, Layout]:
+    """The layout of every state, the same in all functions, for vectors of so many lanes."""
+    layouts = {}
+    for name, state in module.states.items():
+        read = _attended_as(name, module.functions.values())
+        layouts[name] = PLAIN if read is None else Layout(cache_layout(state.type, read, lanes))
+    return layouts
+
+
+def _attended_as(name: str, functions: Iterable[Function]) -> int | None:
+    """The operand of attention (keys or values) as which alone a state is read everywhere, or None."""
+    if not _only_attended(name, functions := list(functions)):
+        return None
+    read = set()
+    for function in functions:
+        appended = {n.output for n in function.nodes if _appends(n, name)}
+        for node in function.nodes:
+            read |= {number for number, operand in enumerate(node.inputs) if operand in appended}
+    return read.pop() if read in ({KEYS}, {VALUES}) else None
+
+
+def _appends(node: Node, name: str) -> bool:
+    first = node.inputs[0] if node.inputs else None
+    return isinstance(node.op, CacheAppend) and isinstance(first, StateRef) and first.name == name
 
 
 def _only_attended(name: str, functions: Iterable[Function]) -> bool:

@@ -52,15 +52,15 @@ def trace(
 
 def _import(source: Any, example_inputs: Any, dynamic_shapes: Any, dtype: torch.dtype) -> tuple[Module, Path | None]:
     """The module, and the folder whose tokenizer belongs to it."""
-    from planish.frontends import import_checkpoint, import_exported, import_module, import_pt2
+    from planish import frontends
 
     if isinstance(source, torch.nn.Module):
         if example_inputs is None:
             raise InputError("tracing an nn.Module needs example inputs: trace(module, (tensor, ...))")
-        return import_module(source, tuple(example_inputs), dynamic_shapes), None
+        return frontends.import_module(source, tuple(example_inputs), dynamic_shapes), None
     if isinstance(source, torch.export.ExportedProgram):
-        return import_exported(source), None
+        return frontends.import_exported(source), None
     path = Path(source)
     if path.suffix == ".pt2":
-        return import_pt2(path), None
-    return import_checkpoint(path, dtype), path
+        return frontends.import_pt2(path), None
+    return frontends.import_checkpoint(path, dtype), path

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.vectors import for_rows, storage, widen_scalar
+from planish.codegen.kernels.vectors import for_rows, storage
+from planish.codegen.pointwise.dtypes import loaded
 from planish.codegen.tiles.float import Expr
 
 INDEX_DTYPES = ("int64", "int32")
@@ -56,6 +58,8 @@ def embedding(config: Embedding) -> Any:
     element of the lowest index lies in the lowest bits of a byte.
     """
 
+    dtype = getattr(torch, config.dtype)
+
     def body() -> None:
         rows = emit.symbol("rows")
         ids = emit.argument("ids", (rows,), config.index_dtype)
@@ -77,7 +81,7 @@ def embedding(config: Embedding) -> Any:
         def dense(row: Expr) -> None:
             entry = emit.bind("entry", T.cast(ids[row], "int64"))
             with emit.loop("column", config.width) as column:
-                T.buffer_store(y, widen_scalar(table[entry, column], config.dtype), [row, column])
+                T.buffer_store(y, loaded(table[entry, column], dtype), [row, column])
 
         def grouped(row: Expr) -> None:
             assert config.bits is not None
@@ -86,7 +90,7 @@ def embedding(config: Embedding) -> Any:
             group_bytes = config.group // per_byte
             zero, mask = 1 << (config.bits - 1), (1 << config.bits) - 1
             with emit.loop("group", config.width // config.group) as group:
-                scale = T.Bind(widen_scalar(scales[entry, group], config.dtype))
+                scale = T.Bind(loaded(scales[entry, group], dtype))
                 with emit.loop("byte", group_bytes) as byte:
                     packed = T.Bind(T.cast(values[entry, group * group_bytes + byte], "int32"))
                     for part in range(per_byte):

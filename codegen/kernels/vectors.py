@@ -152,13 +152,6 @@ def across(vector: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     return vector
 
 
-def widen_scalar(value: Expr, dtype: str) -> Expr:
-    """One element in the storage of the logical ``dtype``, as float32."""
-    if dtype == "bfloat16":
-        return T.reinterpret("float32", T.shift_left(T.cast(value, "uint32"), T.uint32(16)))
-    return value if dtype == "float32" else T.cast(value, "float32")
-
-
 def storage(dtype: str, what: str) -> str:
     """The buffer dtype of a logical float dtype.
 

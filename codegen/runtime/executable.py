@@ -62,4 +62,9 @@ def open_artifact(
         InputError: with one sentence, when it is no artifact, damaged, of another version or for another machine.
     """
     manifest = read_manifest(folder, check=check)
-    return Executable(Path(folder), manifest, threads=threads, keep=keep)
+    kind: type[Executable] = Executable
+    if {"prefill", "extend", "decode"} <= manifest["functions"].keys():
+        from planish.codegen.runtime.language_model import LanguageModel
+
+        kind = LanguageModel
+    return kind(Path(folder), manifest, threads=threads, keep=keep)

@@ -8,7 +8,7 @@ import typer
 
 import planish
 from planish.cli.output import JSON, megabytes, print_json, progress, table
-from planish.cli.reports import report_rows, reports_as_json
+from planish.cli.reports import reports_as_json, show_reports
 from planish.cli.source import open_model
 
 
@@ -42,5 +42,5 @@ def compile_model(
             }
         )
         return
-    table("Passes", ("pass", "matches", "seconds", "bytes", "check"), report_rows(model.reports))
+    show_reports(model.reports)
     table("Artifact", ("", ""), [("folder", folder), ("size", megabytes(size)), ("weights before", megabytes(before))])

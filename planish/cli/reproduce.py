@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from planish.cli.output import JSON, print_json, table
-from planish.cli.reports import report_rows, reports_as_json
+from planish.cli.reports import reports_as_json, show_reports
 
 
 def reproduce_failure(
@@ -24,8 +24,8 @@ def reproduce_failure(
         return
     from planish.passes.reproducer import rerun
 
-    report = rerun(path)
+    _, report = rerun(path)
     if json:
         print_json(reports_as_json([report]))
     else:
-        table("Passes", ("pass", "matches", "seconds", "bytes", "check"), report_rows([report]))
+        show_reports([report])

@@ -1,0 +1,190 @@
+"""Softmax attention on a cache of keys and values: prefill, extend and decode in one kernel.
+
+Keys are visited block by block with a running maximum and a running sum (Milakov and Gimelshein, "Online normalizer
+calculation for softmax", 2018; Dao et al., "FlashAttention", 2022), so no matrix of scores is ever stored. A thread
+takes a *task*: some rows of queries that share a key-value head, a row being one query head at one position, and all
+blocks that any of them sees; within a task the rows pass in *subtiles* over each block.
+
+The law. Blocks stand at fixed positions of the sequence. What one block does to a row is a fixed sequence of operations,
+and a block of which the row sees nothing multiplies by one and adds zero. So the bits of a row depend on its query and on
+the keys and values it sees, and not on how many queries are computed together, nor in how many calls.
+
+The mask is a range of keys for each position (causal, window, chunk and the number of keys are all ranges) and, besides,
+a padding flag for each key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.attention_task import AttentionTask
+from planish.codegen.kernels.kv_cache import CacheLayout
+from planish.codegen.kernels.vectors import padded
+from planish.codegen.tiles.float import Expr, FloatTile
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention kernel: the mathematics first, then the operands it takes, then how it is cut.
+
+    Attributes:
+        heads, kv_heads: Hq and Hkv; query head h reads key-value head h // (Hq / Hkv).
+        size, value_size: D and Dv.
+        scale: multiplies the products of query and key.
+        cache_dtype: float32, float16 or bfloat16.
+        tile: the machine's vectors.
+        causal: key j is visible at position p only if j <= p.
+        window: only if j > p - window.
+        chunk: only if j // chunk == p // chunk.
+        softcap: the scaled product s becomes softcap * tanh(s / softcap).
+        padding, start, kv_length, slopes, sinks: whether the kernel takes that operand.
+        bias: None, or for each of the axes (batch, heads, length, keys) whether the bias has it; else it is 1 there.
+        rows, key_vectors, value_vectors: register tiles, in rows and in vectors of keys or of value elements.
+        block_vectors: vectors of keys in a block; part of the result's bits.
+        task_rows: rows in a task, a multiple of `rows`.
+    """
+
+    heads: int
+    kv_heads: int
+    size: int
+    value_size: int
+    scale: float
+    cache_dtype: str
+    tile: FloatTile
+    causal: bool = True
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    padding: bool = False
+    start: bool = True
+    kv_length: bool = True
+    slopes: bool = False
+    sinks: bool = False
+    bias: tuple[bool, bool, bool, bool] | None = None
+    rows: int = 6
+    key_vectors: int = 4
+    value_vectors: int = 4
+    block_vectors: int = 4
+    task_rows: int = 48
+
+    def __post_init__(self) -> None:
+        if self.kv_heads < 1 or self.heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key-value heads evenly")
+        if min(self.size, self.value_size) < 1:
+            raise ValueError(f"heads need at least one element, got {self.size} and {self.value_size}")
+        for name, span in (("window", self.window), ("chunk", self.chunk)):
+            if span is not None and span < 1:
+                raise ValueError(f"the attention's {name} must be at least 1, got {span}")
+        widest = max(self.key_vectors, self.value_vectors)
+        if self.rows * widest + widest + 1 > self.tile.registers or self.rows > self.tile.lanes:
+            raise ValueError(
+                f"register tiles of {self.rows} rows by {widest} vectors do not fit the {self.tile.registers} registers "
+                f"of {self.tile.name}, or have more rows than its {self.tile.lanes} lanes"
+            )
+        if self.block_vectors % self.key_vectors or self.task_rows % self.rows:
+            raise ValueError(
+                f"blocks of {self.block_vectors} vectors must be cut evenly by {self.key_vectors}, and tasks of "
+                f"{self.task_rows} rows by {self.rows}"
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def block(self) -> int:
+        """Keys in a block."""
+        return self.block_vectors * self.tile.lanes
+
+    @property
+    def padded_value_size(self) -> int:
+        """Elements of a value with the padding in the cache."""
+        return padded(self.value_size, self.tile.lanes)
+
+    @property
+    def keys_layout(self) -> CacheLayout:
+        """How the kernel reads keys."""
+        return CacheLayout("keys", self.kv_heads, self.size, self.cache_dtype, self.tile.lanes)
+
+    @property
+    def values_layout(self) -> CacheLayout:
+        """How the kernel reads values."""
+        return CacheLayout("values", self.kv_heads, self.value_size, self.cache_dtype, self.tile.lanes)
+
+    @property
+    def heights(self) -> list[int]:
+        """Rows of the register tiles there are code for: the full one, and smaller ones for what is left over."""
+        step = gcd(self.group, self.rows)
+        return sorted({self.rows, *(h for h in (1, 2, 4) if h < self.rows and h % step == 0), step})
+
+
+def configure(tile: FloatTile, **attributes: Any) -> Attention:
+    """The kernel for a machine's vectors with register tiles that fill its registers."""
+    if tile.registers >= 32:
+        return Attention(
+            tile=tile, rows=6, key_vectors=4, value_vectors=4, block_vectors=64 // tile.lanes, **attributes
+        )
+    return Attention(tile=tile, rows=4, key_vectors=2, value_vectors=2, block_vectors=64 // tile.lanes, **attributes)
+
+
+class Operands:
+    """The arguments of one kernel; those it does not take are None."""
+
+    def __init__(self, config: Attention) -> None:
+        self.batch, self.length = emit.symbol("batch"), emit.symbol("length")
+        self.panels, self.capacity = emit.symbol("panels"), emit.symbol("capacity")
+        self.q = emit.argument("q", (self.batch, self.length, config.heads, config.size), "float32")
+        self.k = config.keys_layout.argument("k", self.batch, self.panels)
+        self.v = config.values_layout.argument("v", self.batch, self.capacity)
+
+        def optional(name: str, taken: bool, shape: tuple[Expr | int, ...], dtype: str) -> Expr:
+            return emit.argument(name, shape, dtype) if taken else None
+
+        self.padding = optional("padding", config.padding, (self.batch, self.capacity), "bool")
+        self.start = optional("start", config.start, (self.batch,), "int64")
+        self.kv_length = optional("kv_length", config.kv_length, (self.batch,), "int64")
+        self.slopes = optional("slopes", config.slopes, (config.heads,), "float32")
+        self.sinks = optional("sinks", config.sinks, (config.heads,), "float32")
+        self.bias = None
+        if config.bias is not None:
+            full = (self.batch, config.heads, self.length, self.capacity)
+            shape = tuple(extent if has else 1 for extent, has in zip(full, config.bias, strict=True))
+            self.bias = emit.argument("bias", shape, "float32")
+        self.y = emit.argument("y", (self.batch, self.length, config.heads, config.value_size), "float32")
+
+
+def attention(config: Attention) -> Any:
+    """The PrimFunc ``(q, k, v, [padding], [start], [kv_length], [slopes], [sinks], [bias], y)`` of ``config``.
+
+    q (B, S, Hq, D) and y (B, S, Hq, Dv) are float32; k and v are caches in `keys_layout` and `values_layout`, for the
+    same capacity C; padding is bool (B, C), true where a key may be seen; start and kv_length are int64 (B,); slopes and
+    sinks float32 (Hq,); bias float32 (B or 1, Hq or 1, S or 1, C or 1).
+
+    Query i of row b stands at position start[b] + i (i without start). Keys from kv_length[b] (C without it) on are
+    invisible. The score is ``scale * <q, k>``, capped, plus ``slopes[h] * (j - p)``, plus the bias; ``sinks[h]`` is one
+    more logit in the denominator. A query that sees nothing gives zeros. Keys and values that are invisible to every
+    query may hold anything, NaN included; those that some query sees must be finite.
+    """
+
+    def body() -> None:
+        operands = Operands(config)
+        with T.Assert(
+            operands.panels * config.tile.lanes >= operands.capacity, "attention: fewer keys than values in the cache"
+        ):
+            pass
+        tiles = emit.ceil_div(operands.length * config.group, config.task_rows)
+        with emit.loop("task", operands.batch * config.kv_heads * tiles, parallel=True) as task:
+            number = emit.bind("number", task % tiles)
+            # Late rows see more keys: from both ends inwards, any stretch of tasks costs about the same.
+            tile = emit.bind("tile", T.Select(number % 2 == 0, number // 2, tiles - 1 - number // 2))
+            head = emit.bind("head", task // tiles % config.kv_heads)
+            b = emit.bind("b", task // tiles // config.kv_heads)
+            AttentionTask(config, operands, b, head, tile * config.task_rows).run()
+
+    return emit.prim_func("attention", body)

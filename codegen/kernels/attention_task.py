@@ -1,0 +1,183 @@
+"""What one thread does for some rows of an attention: the walk over blocks of keys, and the steps at each block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from planish.codegen import math
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.attention_scores import Scores, Subtile
+from planish.codegen.kernels.vectors import Row, Vector, across, padded
+from planish.codegen.tiles.float import Expr
+
+if TYPE_CHECKING:
+    from planish.codegen.kernels.attention import Attention, Operands
+
+MINUS_INFINITY = float("-inf")
+
+
+class AttentionTask:
+    """Rows ``first .. first + task_rows - 1`` of key-value head ``head`` of batch row ``b``.
+
+    Row r is query r // group, head r % group of those that share the key-value head. The state of a row between blocks:
+    ``largest``, the largest score so far, ``sums``, one vector of partial sums of the weights, and ``outputs``, the
+    weighted sum of values, both relative to exp(largest).
+    """
+
+    def __init__(self, config: Attention, operands: Operands, b: Expr, head: Expr, first: Expr) -> None:
+        self.config, self.operands, self.tile = config, operands, config.tile
+        self.b, self.head = b, head
+        self.total = operands.length * config.group
+        self.first = emit.bind("first", first)
+        self.count = emit.bind("count", T.min(self.total - self.first, emit.index(config.task_rows)))
+        self.start = emit.bind("start", operands.start[b] if operands.start is not None else emit.index(0))
+        keys = operands.capacity
+        if operands.kv_length is not None:
+            keys = T.min(operands.kv_length[b], keys)
+        self.keys = emit.bind("keys", keys)
+        width, lanes = config.padded_value_size, config.tile.lanes
+        self.outputs = emit.scratch("outputs", config.task_rows * width)
+        self.largest = emit.scratch("largest", config.task_rows + lanes)
+        self.sums = emit.scratch("sums", config.task_rows * lanes)
+        self.weights = emit.scratch("weights", config.rows * config.block)
+        self.raised = emit.scratch("raised", padded(config.rows, lanes))
+        self.corrections = emit.scratch("corrections", padded(config.rows, lanes))
+        self.seen = emit.scratch("seen", config.block, "int32") if config.padding else None
+
+    def position(self, row: Expr) -> Expr:
+        """Where the query of a row stands in the sequence."""
+        return self.start + row // self.config.group
+
+    def query_head(self, row: Expr) -> Expr:
+        """Number of the query head of a row."""
+        return self.head * self.config.group + row % self.config.group
+
+    def lowest(self, position: Expr) -> Expr:
+        """The first key visible at a position; grows with it."""
+        lowest = emit.index(0)
+        if self.config.window is not None:
+            lowest = T.max(lowest, position - (self.config.window - 1))
+        if self.config.chunk is not None:
+            lowest = T.max(lowest, position // self.config.chunk * self.config.chunk)
+        return lowest
+
+    def end(self, position: Expr) -> Expr:
+        """The first key no longer visible at a position; grows with it."""
+        end = self.keys
+        if self.config.causal:
+            end = T.min(end, position + 1)
+        if self.config.chunk is not None:
+            end = T.min(end, (position // self.config.chunk + 1) * self.config.chunk)
+        return end
+
+    def run(self) -> None:
+        """Emit the task."""
+        block = self.config.block
+        self._begin()
+        last = self.position(self.first + self.count - 1)
+        first_block = emit.bind("first_block", self.lowest(self.position(self.first)) // block)
+        blocks = T.max(emit.ceil_div(self.end(last), block) - first_block, emit.index(0))
+        with emit.loop("block", blocks) as number:
+            base = emit.bind("base", (first_block + number) * block)
+            if self.seen is not None:
+                self._flag_keys(base)
+            with emit.loop("subtile", emit.ceil_div(self.count, self.config.rows)) as subtile:
+                self._visit(Subtile(self, subtile * self.config.rows, base))
+        self._finish()
+
+    def _begin(self) -> None:
+        lanes, width = self.tile.lanes, self.config.padded_value_size
+        zero = self.tile.broadcast(T.float32(0))
+        with emit.loop("row", self.count) as row:
+            with emit.loop("vector", width // lanes) as vector:
+                emit.store(self.outputs, [row * width + vector * lanes], zero, lanes)
+            emit.store(self.sums, [row * lanes], zero, lanes)
+            if self.operands.sinks is None:
+                T.buffer_store(self.largest, T.float32(MINUS_INFINITY), [row])
+            else:
+                # The sink is a key of weight exp(sink - sink) = 1 without a value.
+                sink = math.hold(self.operands.sinks[self.query_head(self.first + row)])
+                T.buffer_store(self.largest, sink, [row])
+                weight = tirx.Select(sink > T.float32(MINUS_INFINITY), T.float32(1), T.float32(0))
+                T.buffer_store(self.sums, weight, [row * lanes])
+
+    def _flag_keys(self, base: Expr) -> None:
+        assert self.seen is not None
+        with emit.loop("key", self.config.block) as key:
+            inside = base + key < self.operands.capacity
+            flag = T.if_then_else(inside, T.cast(self.operands.padding[self.b, base + key], "int32"), T.int32(0))
+            T.buffer_store(self.seen, flag, [key])
+
+    def _visit(self, subtile: Subtile) -> None:
+        """Emit what one block does to the rows of one subtile, if any of them sees any of it."""
+
+        def steps() -> None:
+            scores = Scores(self, subtile)
+            scores.products()
+            emit.branch(subtile.sees_all, lambda: scores.largest(masked=False), lambda: scores.largest(masked=True))
+            scores.exponentials()
+            self._add_values(subtile)
+
+        emit.branch(subtile.sees_some, steps)
+
+    def _add_values(self, subtile: Subtile) -> None:
+        """outputs = outputs * correction + weights @ values, over the keys that some row of the subtile sees."""
+        config, lanes, width = self.config, self.tile.lanes, self.config.padded_value_size
+        begin = emit.bind("begin", T.max(subtile.lowest - subtile.base, emit.index(0)))
+        end = T.min(subtile.end - subtile.base, emit.index(config.block))
+        steps = emit.bind("steps", end - begin)
+
+        def chunk(height: int, vector: int, vectors: int) -> None:
+            rows = [emit.registers("row", vectors * lanes) for _ in range(height)]
+            places = [[(subtile.row + x) * width + (vector + v) * lanes for v in range(vectors)] for x in range(height)]
+            for x, row in enumerate(rows):
+                correction = self.tile.broadcast(self.corrections[x])
+                for v in range(vectors):
+                    emit.store(row, [v * lanes], emit.load(self.outputs, [places[x][v]], lanes) * correction, lanes)
+            with emit.loop("key", steps) as step:
+                key = begin + step
+                values = [self._value(subtile.base + key, key, (vector + v) * lanes) for v in range(vectors)]
+                for x, row in enumerate(rows):
+                    weight = self.tile.broadcast(self.weights[x * config.block + key])
+                    for v in range(vectors):
+                        at = [v * lanes]
+                        emit.store(row, at, self.tile.fma(weight, values[v], emit.load(row, at, lanes)), lanes)
+            for x, row in enumerate(rows):
+                for v in range(vectors):
+                    emit.store(self.outputs, [places[x][v]], emit.load(row, [v * lanes], lanes), lanes)
+
+        def at_height(height: int) -> None:
+            for vector in range(0, width // lanes, config.value_vectors):
+                chunk(height, vector, min(config.value_vectors, width // lanes - vector))
+
+        subtile.at_height(at_height)
+
+    def _value(self, place: Expr, key: Expr, element: int) -> Expr:
+        stored = emit.load(self.operands.v, [self.b, self.head, place, element], self.tile.lanes)
+        value = self.tile.widen(stored, self.config.cache_dtype)
+        if self.seen is not None:
+            # A padded key may hold NaN, which a weight of zero would not silence.
+            value = tirx.Select(
+                T.broadcast(self.seen[key] != 0, self.tile.lanes), value, self.tile.broadcast(T.float32(0))
+            )
+        return math.hold(value)
+
+    def _finish(self) -> None:
+        lanes, width = self.tile.lanes, self.config.padded_value_size
+        zero, one = (self.tile.broadcast(T.float32(value)) for value in (0, 1))
+        with emit.loop("row", self.count) as row:
+            query = emit.bind("query", (self.first + row) // self.config.group)
+            head = emit.bind("head", self.query_head(self.first + row))
+            total = math.hold(across(emit.load(self.sums, [row * lanes], lanes), lambda a, b: a + b))
+
+            def write(at: Vector) -> None:
+                value = emit.load(self.outputs, [row * width + at.column], lanes) / self.tile.broadcast(total)
+                # The sign of a zero may depend on the blocks passed over; plus zero has one sign.
+                value = self.tile.fma(value, one, zero)
+                empty = T.broadcast(tirx.EQ(total, T.float32(0)), lanes)
+                at.store(self.operands.y, tirx.Select(empty, zero, value), self.b, query, head)
+
+            Row(self.tile, self.config.value_size).for_vectors(write)
