@@ -130,7 +130,7 @@ def configure(tile: FloatTile, **attributes: Any) -> Attention:
         return Attention(
             tile=tile, rows=6, key_vectors=4, value_vectors=4, block_vectors=64 // tile.lanes, **attributes
         )
-    return Attention(tile=tile, rows=4, key_vectors=2, value_vectors=2, block_vectors=64 // tile.lanes, **attributes)
+    return Attention(tile=tile, rows=6, key_vectors=2, value_vectors=2, block_vectors=64 // tile.lanes, **attributes)
 
 
 class Operands:

@@ -130,7 +130,7 @@ class AttentionTask:
         end = T.min(subtile.end - subtile.base, emit.index(config.block))
         steps = emit.bind("steps", end - begin)
 
-        def chunk(height: int, vector: int, vectors: int) -> None:
+        def chunk(height: int, vector: Expr | int, vectors: int) -> None:
             rows = [emit.registers("row", vectors * lanes) for _ in range(height)]
             places = [[(subtile.row + x) * width + (vector + v) * lanes for v in range(vectors)] for x in range(height)]
             for x, row in enumerate(rows):
@@ -150,12 +150,15 @@ class AttentionTask:
                     emit.store(self.outputs, [places[x][v]], emit.load(row, [v * lanes], lanes), lanes)
 
         def at_height(height: int) -> None:
-            for vector in range(0, width // lanes, config.value_vectors):
-                chunk(height, vector, min(config.value_vectors, width // lanes - vector))
+            whole, rest = divmod(width // lanes, config.value_vectors)
+            with emit.loop("chunk", whole) as number:
+                chunk(height, number * config.value_vectors, config.value_vectors)
+            if rest:
+                chunk(height, whole * config.value_vectors, rest)
 
         subtile.at_height(at_height)
 
-    def _value(self, place: Expr, key: Expr, element: int) -> Expr:
+    def _value(self, place: Expr, key: Expr, element: Expr) -> Expr:
         stored = emit.load(self.operands.v, [self.b, self.head, place, element], self.tile.lanes)
         value = self.tile.widen(stored, self.config.cache_dtype)
         if self.seen is not None:
