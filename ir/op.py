@@ -47,6 +47,20 @@ class Op:
     name: ClassVar[str]
     operand_names: ClassVar[tuple[str, ...] | None] = ()
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Give the class equality by `key` before `dataclass` would give it Python's, for which 1, 1.0 and True are one."""
+        super().__init_subclass__(**arguments)
+        cls.__eq__ = Op.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = Op.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Op):
+            return NotImplemented
+        return type(self) is type(other) and self.key() == other.key()
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
     def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
         """The types of the results; raises IRError with one sentence when the operands do not fit."""
         raise IRError(f"operation {self.name} declares no type rule")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from planish.ir import Dim, IRError, symbol
 from planish.ir.attributes import attribute_key, bind_dims, map_leaves, substitute_dims
+from planish.ir.ops import LayerNorm, RmsNorm, Slot, aten
 from planish.testing.attributes import attributes, dims, floats
 
 
@@ -69,6 +70,15 @@ def test_records_are_compared_field_by_field() -> None:
     assert same(Pair(1), Pair(1, 1.0))
     assert not same(Pair(1), Pair(1, 1))
     assert not same(Pair(1), Pair(True))
+
+
+@pytest.mark.parametrize("one, other", [(1, 1.0), (1, True), (0.0, -0.0)])
+def test_operations_are_compared_by_their_attributes_identity(one: Any, other: Any) -> None:
+    """What merges equal operations may use == and dictionaries."""
+    a, b, again = (aten("add.Scalar", Slot(0), n) for n in (one, other, one))
+    assert a == again and hash(a) == hash(again) and a != b and len({a, b, again}) == 2
+    assert aten("add.Scalar", Slot(0), math.nan) == aten("add.Scalar", Slot(0), math.nan)
+    assert RmsNorm(1.0) != LayerNorm(1.0)
 
 
 @pytest.mark.parametrize("value", [[1], {1: 2}, torch.zeros(1), print, object(), 1j])

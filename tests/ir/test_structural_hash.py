@@ -94,6 +94,7 @@ CHANGES = [
     ("@forward", "@backward"),
     ("2)\n  %c", "2.0)\n  %c"),
     ("(%a, %b)", "(%b, %a)"),
+    ("%unused: f32[B, S, 2]", "%unused: f32[B, S, 3]"),
     ("linear(%x, @w", "linear(%x, @v"),
     ("sub.Tensor", "add.Tensor"),
     ("eps = 1e-06", "eps = 1e-05"),
