@@ -10,13 +10,13 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --tier full
 
 quick: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not nightly" tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 nightly: $(READY)
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile tests
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile --tier nightly
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaForCausalLM
 
+from planish.evaluation import windows as split_windows
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -17,15 +19,6 @@ class Tally:
     windows: int
     tokens: int
     bits: float
-
-
-def split_windows(ids: Sequence[int], context: int, bos: int) -> list[list[int]]:
-    """Cut `ids` into non-overlapping runs of `context - 1` tokens and put BOS before each; the last may be shorter.
-
-    Every token of the text is predicted exactly once, with nothing before its window.
-    """
-    run = context - 1
-    return [[bos, *ids[start : start + run]] for start in range(0, len(ids), run)]
 
 
 @torch.no_grad()
@@ -44,3 +37,6 @@ def measure(model: LlamaForCausalLM, windows: Sequence[Sequence[int]]) -> Tally:
         nats -= float(chosen.sum())
         tokens += len(window) - 1
     return Tally(len(windows), tokens, nats / math.log(2))
+
+
+__all__ = ["Tally", "measure", "split_windows"]
