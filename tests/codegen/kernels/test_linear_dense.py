@@ -41,10 +41,10 @@ def apply(config: LinearDense, x: torch.Tensor, weight: torch.Tensor, bias: torc
 
 @by_tile
 @by_dtype
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=st.integers(0, 45), seed=st.integers(0, 2**31))
 def test_exact_on_integers(tile: FloatTile, dtype: str, rows: int, seed: int) -> None:
-    config = config_of(tile, 3 * 2 * tile.lanes + tile.lanes + 3, dtype)
+    config = config_of(tile, 7 * tile.lanes + 3, dtype)
     x = small_integers(rows, 43, seed=seed)
     weight = small_integers(config.out_features, 43, seed=seed + 1).to(DTYPES[dtype])
     bias = small_integers(config.out_features, seed=seed + 2)
@@ -54,10 +54,10 @@ def test_exact_on_integers(tile: FloatTile, dtype: str, rows: int, seed: int) ->
 
 @by_tile
 @by_dtype
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows=st.integers(1, 30), seed=st.integers(0, 2**31))
 def test_every_element_is_the_chain(tile: FloatTile, dtype: str, rows: int, seed: int) -> None:
-    config = config_of(tile, 5 * tile.lanes - 1, dtype)
+    config = config_of(tile, 7 * tile.lanes + 3, dtype)
     x, bias = gaussian(rows, 43, seed=seed), gaussian(config.out_features, seed=seed + 2)
     weight = gaussian(config.out_features, 43, seed=seed + 1).to(DTYPES[dtype])
     assert torch.equal(apply(config, x, weight, bias), fma_chain(x, weight) + bias)
@@ -81,18 +81,17 @@ def test_bits_do_not_depend_on_the_configuration(tile: FloatTile) -> None:
     expected = fma_chain(x, weight) + bias
     candidates = configurations(tile, 600, 100, "float32", True)
     assert len(set(candidates)) == len(candidates)
-    for config in candidates[:: len(candidates) // 3]:
+    for config in candidates[:: len(candidates) // 2]:
         assert torch.equal(apply(config, x, weight, bias), expected)
         assert torch.equal(apply(config, x[:1], weight, bias), expected[:1])
 
 
 @by_tile
-@by_dtype
 @pytest.mark.parametrize("rows", [1, 7])
-def test_tensors_may_lie_anywhere(tile: FloatTile, dtype: str, rows: int) -> None:
-    config = config_of(tile, 4 * 2 * tile.lanes, dtype)
+def test_tensors_may_lie_anywhere(tile: FloatTile, rows: int) -> None:
+    config = config_of(tile, 4 * 2 * tile.lanes, "bfloat16")
     x, bias = small_integers(rows, 43, seed=1), small_integers(config.out_features, seed=3)
-    weight = small_integers(config.out_features, 43, seed=2).to(DTYPES[dtype])
+    weight = small_integers(config.out_features, 43, seed=2).to(torch.bfloat16)
     y = unaligned(torch.empty(rows, config.out_features))
     compiled(config)(unaligned(x), unaligned(pack_weight(config, weight)), unaligned(bias), y)
     assert torch.equal(y.double(), x.double() @ weight.double().T + bias.double())
