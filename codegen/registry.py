@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 import torch
 
 from planish.codegen.aten import tables
+from planish.codegen.families.along_axis import PickFamily, ScanFamily
 from planish.codegen.families.attention import AttentionFamily, CacheAppendFamily
 from planish.codegen.families.conv2d import Conv2dFamily
 from planish.codegen.families.embedding import EmbeddingFamily
@@ -35,6 +36,8 @@ FAMILIES: tuple[Family, ...] = (
     CacheAppendFamily(),
     EmbeddingFamily(),
     Conv2dFamily(),
+    ScanFamily(),
+    PickFamily(),
 )
 
 

@@ -9,10 +9,10 @@ import torch
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from planish.codegen.aten.scalars import aligned, elementwise, extremum, is_nan, number
+from planish.codegen.aten.scalars import aligned, elementwise, extremum, number
 from planish.codegen.dims import Expr
 from planish.codegen.math import hold
-from planish.codegen.pointwise.dtypes import literal, rounded
+from planish.codegen.pointwise.dtypes import is_nan, literal, rounded
 from planish.codegen.pointwise.elementary import elementary, library
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise
 from planish.ir import UnsupportedError
@@ -61,11 +61,15 @@ def _floor_quotient(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
     zero, one = number(0, dtype), number(1, dtype)
     rest = hold(_fmod(a, b, dtype))
     quotient = (a - rest) / b
-    lowered = T.And(rest != zero, (rest < zero) != (b < zero))
-    exact = hold(T.Select(lowered, quotient - one, quotient))
+    exact = hold(T.Select(_opposite(rest, b, zero), quotient - one, quotient))
     down = hold(T.floor(exact))
     nearest = T.Select(exact - down > number(0.5, dtype), down + one, down)
-    return T.Select(b == zero, a / b, nearest)
+    return T.Select(T.EQ(b, zero), a / b, nearest)
+
+
+def _opposite(a: Expr, b: Expr, zero: Expr) -> Expr:
+    """Whether one is negative and the other positive."""
+    return T.Or(T.And(a < zero, zero < b), T.And(zero < a, b < zero))
 
 
 def _fmod(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
@@ -76,7 +80,7 @@ def _remainder(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
     if not dtype.is_floating_point:
         return tirx.floormod(a, b)
     rest, zero = hold(_fmod(a, b, dtype)), number(0, dtype)
-    return T.Select(T.And(rest != zero, (rest < zero) != (b < zero)), rest + b, rest)
+    return T.Select(_opposite(rest, b, zero), rest + b, rest)
 
 
 def _divide(call: Call) -> list[At]:

@@ -44,7 +44,7 @@ def _arange(start: int, step: int) -> Rule:
 
 def _eye(call: Call) -> list[At]:
     dtype = call.result.dtype
-    return [lambda indices: T.Select(indices[0] == indices[1], literal(1, dtype), literal(0, dtype))]
+    return [lambda indices: T.Select(T.EQ(indices[0], indices[1]), literal(1, dtype), literal(0, dtype))]
 
 
 CREATION: dict[str, Pointwise] = {

@@ -9,14 +9,22 @@ import torch
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from planish.codegen.aten.scalars import aligned, as_number, elementwise, is_nan
+from planish.codegen.aten.scalars import aligned, as_number, elementwise
 from planish.codegen.dims import Expr
-from planish.codegen.pointwise.dtypes import STORAGE, compute_dtype
+from planish.codegen.pointwise.dtypes import STORAGE, compute_dtype, is_nan
 from planish.codegen.pointwise.expression import At, Call, Indices, Pointwise
 
 
 def _compare(operator: Callable[[Expr, Expr], Expr]) -> Pointwise:
     return elementwise(lambda a, b, dtype: operator(as_number(a, dtype), as_number(b, dtype)), 2, promote=True)
+
+
+def _differs(a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
+    """TIR's `!=` is false when either side is NaN, torch's is true."""
+    differs = T.NE(as_number(a, dtype), as_number(b, dtype))
+    if not dtype.is_floating_point:
+        return differs
+    return T.Or(differs, T.Or(is_nan(a, dtype), is_nan(b, dtype)))
 
 
 def _logical(operator: Callable[..., Expr], count: int = 2) -> Pointwise:
@@ -35,13 +43,13 @@ def _bitwise(on_bools: Callable[..., Expr], on_integers: Callable[..., Expr], co
 
 
 def _differ(a: Expr, b: Expr) -> Expr:
-    return T.cast(a, "int8") != T.cast(b, "int8")
+    return T.NE(T.cast(a, "int8"), T.cast(b, "int8"))
 
 
 def _is_infinite(x: Expr, dtype: torch.dtype) -> Expr:
     if not dtype.is_floating_point:
         return tirx.const(False, "bool")
-    return T.abs(x) == T.infinity(STORAGE[compute_dtype(dtype)])
+    return T.EQ(T.abs(x), T.infinity(STORAGE[compute_dtype(dtype)]))
 
 
 def _where(call: Call) -> list[At]:
@@ -60,13 +68,14 @@ def _masked_fill(call: Call) -> list[At]:
     return _where(Call([mask, value, x], {}, call.results, call.symbols))
 
 
-_COMPARISONS = {"eq": T.EQ, "ne": T.NE, "lt": T.LT, "le": T.LE, "gt": T.GT, "ge": T.GE}
+_COMPARISONS = {"eq": T.EQ, "lt": T.LT, "le": T.LE, "gt": T.GT, "ge": T.GE}
 _WHERE, _FILL = aligned(_where), aligned(_masked_fill)
 _AND, _OR = _bitwise(T.And, T.bitwise_and), _bitwise(T.Or, T.bitwise_or)
 _XOR = _bitwise(_differ, T.bitwise_xor)
 
 LOGIC: dict[str, Pointwise] = {
     **{f"{name}.{kind}": _compare(o) for name, o in _COMPARISONS.items() for kind in ("Tensor", "Scalar")},
+    **{f"ne.{kind}": elementwise(_differs, 2, promote=True) for kind in ("Tensor", "Scalar")},
     "logical_not.default": _logical(T.Not, 1),
     "logical_and.default": _logical(T.And),
     "logical_or.default": _logical(T.Or),

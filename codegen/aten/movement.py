@@ -231,7 +231,7 @@ def _stack(call: Call) -> list[At]:
         values = [convert(part.at(source), part.type.dtype, call.result.dtype) for part in parts]
         result = values[-1]
         for number in reversed(range(len(values) - 1)):
-            result = T.if_then_else(indices[axis] == number, values[number], result)
+            result = T.if_then_else(T.EQ(indices[axis], T.int64(number)), values[number], result)
         return result
 
     return [at]

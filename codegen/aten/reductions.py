@@ -85,7 +85,7 @@ def _truth(every: bool, position: int) -> FoldRule:
 
         start = literal(1 if every else 0, torch.int32)
         combine: Any = T.min if every else T.max
-        return Fold(_axes(call, position), torch.int32, start, element, combine, lambda total: total != 0)
+        return Fold(_axes(call, position), torch.int32, start, element, combine, lambda total: T.NE(total, T.int32(0)))
 
     return rule
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr
 from planish.codegen.math import hold
-from planish.codegen.pointwise.dtypes import compute_dtype, literal, rounded
+from planish.codegen.pointwise.dtypes import compute_dtype, is_nan, literal, rounded
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise, Rule
 
 # From values in their compute dtype, and that logical dtype, to a value.
@@ -53,18 +52,6 @@ def number(value: float, dtype: torch.dtype) -> Expr:
 def as_number(x: Expr, dtype: torch.dtype) -> Expr:
     """A bool as an integer; comparisons and extrema of TIR want numbers."""
     return T.cast(x, "int8") if dtype == torch.bool else x
-
-
-def is_nan(x: Expr, dtype: torch.dtype) -> Expr:
-    """Whether a value in its compute dtype is NaN, by its bits: TVM simplifies `x != x` away."""
-    if not dtype.is_floating_point:
-        return tirx.const(False, "bool")
-    if compute_dtype(dtype) == torch.float64:
-        bits = T.bitwise_and(T.reinterpret("uint64", x), tirx.const(0x7FFFFFFFFFFFFFFF, "uint64"))
-        return bits > tirx.const(0x7FF0000000000000, "uint64")
-    return T.bitwise_and(T.reinterpret("uint32", x), tirx.const(0x7FFFFFFF, "uint32")) > tirx.const(
-        0x7F800000, "uint32"
-    )
 
 
 def extremum(larger: bool, a: Expr, b: Expr, dtype: torch.dtype) -> Expr:

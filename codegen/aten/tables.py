@@ -9,12 +9,13 @@ from planish.codegen.aten.logic import LOGIC
 from planish.codegen.aten.model import MODEL
 from planish.codegen.aten.movement import COPIES, MOVEMENT, UNIT_AXES, VIEWS
 from planish.codegen.aten.reductions import REDUCTIONS
+from planish.codegen.aten.windows import WINDOWS
 from planish.codegen.pointwise.expression import Pointwise
 from planish.codegen.pointwise.reduction import FoldRule
 from planish.ir import Node
 from planish.ir.ops import Aten, Positions
 
-POINTWISE: dict[str, Pointwise] = {**ARITHMETIC, **ACTIVATIONS, **LOGIC, **MOVEMENT, **CREATION}
+POINTWISE: dict[str, Pointwise] = {**ARITHMETIC, **ACTIVATIONS, **LOGIC, **MOVEMENT, **CREATION, **WINDOWS}
 
 
 def overload(node: Node) -> str:

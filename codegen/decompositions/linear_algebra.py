@@ -94,14 +94,13 @@ def _bmm(to: Legaliser, a: Operand, b: Operand) -> Operand:
     return to.call("bmm.default", a, b)
 
 
-def _half_bmm(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
-    """A batched product of 16-bit floats is computed and summed in float32."""
+def _bmm_without_kernel(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
+    """A product without a kernel: of 16-bit floats in float32, of anything else as a fold of products."""
     a, b = arguments["self"], arguments["mat2"]
-    if a.type.dtype not in (torch.float16, torch.bfloat16):
-        to.nodes.append(node)
-        return node.output
-    wide = to.call("bmm.default", to.widen(a), to.widen(b))
-    return to.call("to.dtype", wide, a.type.dtype)
+    if a.type.dtype in (torch.float16, torch.bfloat16):
+        return to.call("to.dtype", to.call("bmm.default", to.widen(a), to.widen(b)), a.type.dtype)
+    products = to.call("mul.Tensor", to.call("unsqueeze.default", a, 3), to.call("unsqueeze.default", b, 1))
+    return to.call("sum.dim_IntList", products, [2], dtype=a.type.dtype)
 
 
 def _convolution(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
@@ -183,7 +182,7 @@ LINEAR_ALGEBRA: dict[str, Decomposition] = {
     "mm.default": _matmul,
     "mv.default": _matmul,
     "dot.default": _matmul,
-    "bmm.default": _half_bmm,
+    "bmm.default": _bmm_without_kernel,
     "matmul.default": _matmul,
     "conv1d.default": _convolution,
     "conv1d.padding": _convolution,

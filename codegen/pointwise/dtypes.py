@@ -68,12 +68,25 @@ def _bfloat16_bits(value: Expr) -> Expr:
     return T.cast(T.Select(is_nan, quiet, nearest), "uint16")
 
 
+def is_nan(x: Expr, dtype: torch.dtype) -> Expr:
+    """Whether a value in its compute dtype is NaN, by its bits: TVM simplifies `x != x` away."""
+    if not dtype.is_floating_point:
+        return tirx.const(False, "bool")
+    if compute_dtype(dtype) == torch.float64:
+        bits = T.bitwise_and(T.reinterpret("uint64", x), tirx.const(0x7FFFFFFFFFFFFFFF, "uint64"))
+        return bits > tirx.const(0x7FF0000000000000, "uint64")
+    return T.bitwise_and(T.reinterpret("uint32", x), tirx.const(0x7FFFFFFF, "uint32")) > tirx.const(
+        0x7F800000, "uint32"
+    )
+
+
 def convert(value: Expr, source: torch.dtype, target: torch.dtype) -> Expr:
     """A value of dtype `source` as one of dtype `target`, both in their compute dtypes: torch's `to`."""
     if source == target:
         return value
     if target == torch.bool:
-        return T.NE(value, literal(0, source))
+        differs = T.NE(value, literal(0, source))
+        return T.Or(differs, is_nan(value, source)) if source.is_floating_point else differs
     if source == torch.bool:
         return T.Select(value, literal(1, target), literal(0, target))
     cast = value
