@@ -14,7 +14,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from planish.frontends.custom_ops import CUSTOM_OPS
-from planish.frontends.normal_forms import NORMAL_FORMS
+from planish.frontends.normal_forms import NORMAL_FORMS, overload_name
 from planish.frontends.symbols import SymbolNames
 from planish.ir import Builder, Operand, ParamRef, TensorType, UnsupportedError, Value
 from planish.ir.op import Op
@@ -56,15 +56,15 @@ class CallTranslator:
         named = {**{a.name: a.default_value for a in target._schema.arguments}, **positional, **keywords}
         if str(target) in CUSTOM_OPS:
             op, operands = CUSTOM_OPS[str(target)](named, declared[0])
-            return self._append(op, operands, source, declared)[0]
+            return self.append(op, operands, source, declared)[0]
         if target.namespace != "aten":
             raise UnsupportedError(f"the operator {target} is unknown; register an operation for it")
-        _refuse_random(target, named)
-        overload = f"{target._schema.name.removeprefix('aten::')}.{target._overloadname or 'default'}"
+        overload = overload_name(target)
         outputs = self._normal_form(overload, named, declared, source)
         if outputs is None:
+            _refuse_random(target, named)
             op, operands = _aten(overload, tuple(positional.values()), keywords)
-            outputs = self._append(op, operands, source, declared)
+            outputs = self.append(op, operands, source, declared)
         return outputs if isinstance(node.meta["val"], (tuple, list)) else outputs[0]
 
     def _normal_form(
@@ -74,19 +74,17 @@ class CallTranslator:
         if form is None:
             return None
 
-        def emit(overload: str, *arguments: Any, **keywords: Any) -> Operand:
-            op, operands = _aten(overload, arguments, keywords)
-            return self._append(op, operands, source)[0]
-
-        result = form(emit, named, declared[0])
+        result = form(_Emitter(self, source), named, declared[0])
         if result is None:
             return None
-        _check_types((result,), declared[:1], overload)
-        return (result,)
+        results = result if isinstance(result, tuple) else (result,)
+        _check_types(results, declared[: len(results)], overload)
+        return results
 
-    def _append(
+    def append(
         self, op: Op, operands: tuple[Any, ...], source: str, declared: tuple[TensorType, ...] | None = None
     ) -> tuple[Operand, ...]:
+        """One operation; raises UnsupportedError when its results are not of the declared types."""
         made = self.builder.node(op, *operands, source=source)
         if declared is not None:
             _check_types(made.outputs, declared, getattr(op, "overload", op.name))
@@ -124,6 +122,22 @@ class CallTranslator:
         if isinstance(value, torch.SymInt):
             return self.names.dim(value)
         return value
+
+
+class _Emitter:
+    """Appends the ATen calls of a normal form, all with the source of the call they stand for."""
+
+    def __init__(self, translator: CallTranslator, source: str) -> None:
+        self.translator = translator
+        self.source = source
+
+    def __call__(self, overload: str, *arguments: Any, **keywords: Any) -> Operand:
+        op, operands = _aten(overload, arguments, keywords)
+        return self.translator.append(op, operands, self.source)[0]
+
+    def several(self, overload: str, *arguments: Any) -> tuple[Operand, ...]:
+        op, operands = _aten(overload, arguments, {})
+        return self.translator.append(op, operands, self.source)
 
 
 def _aten(overload: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Aten, tuple[Operand, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from planish.frontends.skeleton import without_weights
 from planish.frontends.tracing import export
 from planish.frontends.weights import check_finite as check_params_finite
 from planish.frontends.weights import checkpoint_params
-from planish.ir import InputError, Module, PlanishError, dense_param
+from planish.ir import InputError, Module, PlanishError, UnsupportedError, dense_param
 
 _ROOT = "model."
 
@@ -53,17 +54,16 @@ def import_checkpoint(
     config = read_config(path)
     found = model_class(path, config)
     model, buffers = _build(found, config, dtype, rope_length)
-    wrapper = _Forward(model, context_length(config))
-    with whole_attention():
-        program = export(wrapper, wrapper.example(), dynamic_shapes=wrapper.dynamic_shapes)
+    wrapper = _Forward(model)
+    program, longest = _trace(wrapper, context_length(config))
     params = checkpoint_params(path, model)
     params.update({name: dense_param(name, value) for name, value in buffers.items() if name not in params})
     module = import_exported(
         program,
-        dynamic_shapes=wrapper.dynamic_shapes,
+        dynamic_shapes=wrapper.dynamic_shapes(longest),
         params=params,
         root=_ROOT,
-        metadata=metadata(path, config, found),
+        metadata={**metadata(path, config, found), "context_length": longest},
     )
     if check_finite:
         check_params_finite(module.params)
@@ -75,6 +75,7 @@ def _build(found: Any, config: Any, dtype: torch.dtype, rope_length: int | None)
     for asked in ("use_cache", "output_hidden_states", "output_attentions"):
         setattr(config, asked, False)
     config.return_dict = True
+    config._experts_implementation = "batched_mm"
     config._attn_implementation = IMPLEMENTATION if found._supports_attention_backend else "eager"
 
     def build() -> torch.nn.Module:
@@ -92,10 +93,30 @@ def _build(found: Any, config: Any, dtype: torch.dtype, rope_length: int | None)
             raise InputError(f"the config does not describe a {found.__name__}: {error}") from error
 
 
+def _trace(wrapper: _Forward, longest: int | None) -> tuple[torch.export.ExportedProgram, int | None]:
+    """The traced program and the longest sequence it is for."""
+
+    def trace(longest: int | None) -> torch.export.ExportedProgram:
+        shapes = wrapper.dynamic_shapes(longest)
+        return export(wrapper, wrapper.example(), dynamic_shapes=shapes, name=type(wrapper.model).__name__)
+
+    with whole_attention():
+        try:
+            return trace(longest), longest
+        except UnsupportedError:
+            # A table cut to exactly its whole length traces to another program (the table itself) than any shorter
+            # one, and no program is both: such a model is imported for one token less.
+            if longest is None:
+                raise
+            with suppress(UnsupportedError):
+                return trace(longest - 1), longest - 1
+            raise
+
+
 class _Forward(torch.nn.Module):
     """The whole-sequence function of a model, from tensors to tensors."""
 
-    def __init__(self, model: Any, longest: int | None) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         accepted = inspect.signature(model.forward).parameters
@@ -104,9 +125,11 @@ class _Forward(torch.nn.Module):
         self.names = ["input_ids", "attention_mask"]
         if "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1:
             self.names.append("token_type_ids")
-        # Tables of learned positions end somewhere: the trace is for lengths up to there.
+
+    def dynamic_shapes(self, longest: int | None) -> dict[str, Any]:
+        """Symbolic batch and length of every input; tables of learned positions hold up to the longest length."""
         batch, tokens = torch.export.Dim("B"), torch.export.Dim("S", max=longest)
-        self.dynamic_shapes = {name: {0: batch, 1: tokens} for name in self.names}
+        return {name: {0: batch, 1: tokens} for name in self.names}
 
     def example(self) -> tuple[torch.Tensor, ...]:
         ids = torch.zeros(2, 7, dtype=torch.int64)

@@ -7,7 +7,6 @@ and unused results vanish. Everything that cannot be imported is reported in one
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
 from planish.frontends.calls import CallTranslator, Result
+from planish.frontends.functional import functional
 from planish.frontends.sources import source_of
 from planish.frontends.symbols import SymbolNames, dim_names, spec_leaves
 from planish.ir import Builder, IRError, Module, Operand, Param, ParamRef, UnsupportedError, dense_param
@@ -44,15 +44,13 @@ def import_exported(
         params: parameters and buffers by name, where they are not the program's own tensors.
         output_names: names of the outputs; without it they follow from the structure the program returns.
         root: a prefix of module paths to leave out of parameter names and source locations.
-        metadata: metadata of the module.
+        metadata: metadata of the module. "dim_ranges" is added to it: (symbol, lowest, highest or None) for each symbol
+            whose values the trace took to be bounded; beyond these the program may be another one.
 
     Raises:
         UnsupportedError: with one line for each thing that cannot be imported, and its line in the source.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        functional = program.run_decompositions({})
-    return _Import(functional, params, root).run(dynamic_shapes, output_names, metadata or {})
+    return _Import(functional(program), params, root).run(dynamic_shapes, output_names, metadata or {})
 
 
 class _Import:
@@ -87,7 +85,8 @@ class _Import:
             raise UnsupportedError(f"the program has {len(outputs)} outputs, but {len(names)} names were given")
         results = [self.results[node] for node, _ in outputs]
         function = self.builder.finish([_operand(r) for r in results], names)
-        return Module({"forward": function}, self.params, {}, metadata)
+        ranges = {"dim_ranges": self.names.ranges(self.program.range_constraints)}
+        return Module({"forward": function}, self.params, {}, {**metadata, **ranges})
 
     def _node(self, node: fx.Node, translator: CallTranslator) -> None:
         try:

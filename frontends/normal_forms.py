@@ -17,14 +17,15 @@ from planish.ir.types import as_dim
 
 
 class Emit(Protocol):
-    """Appends one ATen call and returns its result."""
+    """Appends one ATen call and returns its result, or its results with `several`."""
 
     def __call__(self, overload: str, *arguments: Any, **keywords: Any) -> Operand: ...
+    def several(self, overload: str, *arguments: Any) -> tuple[Operand, ...]: ...
 
 
-# The call's arguments by name, defaults included, and the type of its first result -> the result in normal form;
-# None leaves the call as it is.
-NormalForm: TypeAlias = Callable[[Emit, Mapping[str, Any], TensorType], "Operand | None"]
+# The call's arguments by name, defaults included, and the type of its first result -> the result in normal form (the
+# results of a call with several); None leaves the call as it is.
+NormalForm: TypeAlias = Callable[[Emit, Mapping[str, Any], TensorType], "Operand | tuple[Operand, ...] | None"]
 
 _END = 2**63 - 1
 
@@ -48,6 +49,35 @@ def _reshape(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
 def _cast(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
     x: Operand = a["self"]
     return x if x.type == result else emit("_to_copy.default", x, dtype=result.dtype)
+
+
+def _dropout(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
+    x: Operand = a["input"]
+    return None if a["train"] and a["p"] else x
+
+
+def _transposed(first: int, second: int) -> NormalForm:
+    """Two axes swapped; a tensor with fewer axes is itself."""
+
+    def form(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+        x: Operand = a["self"]
+        return x if result.rank < 2 else emit("transpose.int", x, first % result.rank, second % result.rank)
+
+    return form
+
+
+def _reversed(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand:
+    return emit("permute.default", a["self"], tuple(reversed(range(result.rank))))
+
+
+def _chunk(emit: Emit, a: Mapping[str, Any], result: TensorType) -> tuple[Operand, ...]:
+    """Parts of the size of the first one; only the last may be smaller."""
+    axis = a["dim"] % result.rank
+    return emit.several("split.Tensor", a["self"], result.shape[axis], axis)
+
+
+def _split_sizes(emit: Emit, a: Mapping[str, Any], result: TensorType) -> tuple[Operand, ...]:
+    return emit.several("split_with_sizes.default", a["self"], a["split_size"], a["dim"] % result.rank)
 
 
 def _slice(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
@@ -120,20 +150,25 @@ def _softmax(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | 
 
 
 NORMAL_FORMS: dict[str, NormalForm] = {
-    "clone.default": _itself,
-    "alias.default": _itself,
-    "detach.default": _itself,
-    "contiguous.default": _itself,
+    **dict.fromkeys(
+        ("clone.default", "alias.default", "detach.default", "detach_.default", "contiguous.default"), _itself
+    ),
     "lift_fresh_copy.default": _itself,
+    "dropout.default": _dropout,
     "expand.default": _itself_if_unchanged,
-    "_to_copy.default": _cast,
-    "type_as.default": _cast,
-    "view.default": _reshape,
-    "_unsafe_view.default": _reshape,
-    "reshape.default": _reshape,
+    **dict.fromkeys(("_to_copy.default", "type_as.default"), _cast),
+    **dict.fromkeys(("to.dtype", "to.device", "to.dtype_layout", "to.other"), _cast),
+    **dict.fromkeys(("view.default", "_unsafe_view.default", "reshape.default", "view_as.default"), _reshape),
+    **dict.fromkeys(("flatten.using_ints", "unflatten.int", "reshape_as.default", "ravel.default"), _reshape),
+    "t.default": _transposed(0, 1),
+    "mT.default": _transposed(-2, -1),
+    "numpy_T.default": _reversed,
+    "chunk.default": _chunk,
+    "split.sizes": _split_sizes,
     "slice.Tensor": _slice,
     "arange.default": _arange,
     "arange.start": _arange,
+    "batch_norm.default": _batch_norm,
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     "addmm.default": _fused_product("mm.default", "mat1", "mat2"),
     "baddbmm.default": _fused_product("bmm.default", "batch1", "batch2"),
@@ -146,3 +181,8 @@ NORMAL_FORMS: dict[str, NormalForm] = {
     "new_zeros.default": _filled("zeros.default"),
     "new_full.default": _filled("full.default", "fill_value"),
 }
+
+
+def overload_name(operator: torch._ops.OpOverload) -> str:
+    """The name of an ATen operator as the IR writes it: "packet.overload"."""
+    return f"{operator._schema.name.removeprefix('aten::')}.{operator._overloadname or 'default'}"

@@ -66,6 +66,21 @@ class SymbolNames:
             raise UnsupportedError("a size depends on the values of a tensor")
         return as_dim(_expression(size).xreplace(self._names))
 
+    def ranges(self, constraints: Mapping[sympy.Symbol, Any]) -> tuple[tuple[str, int, int | None], ...]:
+        """(name, lowest, highest) of the bounded symbols; highest is None where there is no bound.
+
+        torch takes every size to be at least 2 where it may not ask; programs are used for size 1 too, as they are
+        elsewhere, so that a lowest value of 2 counts as none.
+        """
+        found = []
+        for traced, named in self._names.items():
+            if traced in constraints:
+                low, high = constraints[traced].lower, constraints[traced].upper
+                highest = int(high) if high.is_Integer else None
+                if low > 2 or highest is not None:
+                    found.append((named.name, max(1, int(low)) if low > 2 else 1, highest))
+        return tuple(sorted(found))
+
     def type(self, tensor: torch.Tensor) -> TensorType:
         """The type of a traced tensor."""
         return TensorType(tensor.dtype, tuple(self.dim(s) for s in tensor.shape))

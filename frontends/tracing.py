@@ -20,8 +20,12 @@ def export(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    name: str | None = None,
 ) -> torch.export.ExportedProgram:
-    """torch.export.export without its warnings; raises UnsupportedError saying what it stumbled over, and where."""
+    """torch.export.export without its warnings.
+
+    Raises UnsupportedError saying what it stumbled over in the module (called `name`, or by its class), and where.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -31,7 +35,9 @@ def export(
         except Exception as error:
             where = _innermost(error) or source_line(str(error))
             place = f" at {where}" if where else ""
-            raise UnsupportedError(f"{type(module).__name__} cannot be traced{place}: {_reason(error)}") from error
+            raise UnsupportedError(
+                f"{name or type(module).__name__} cannot be traced{place}: {_reason(error)}"
+            ) from error
 
 
 def _innermost(error: Exception) -> str:
