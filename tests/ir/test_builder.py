@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused_at_once() -> None:
         Module({}).param_ref("w")
 
 
-@share(0.3)
+@share(0.12)
 @given(modules())
 def test_keeping_every_node_keeps_the_function(module: Module) -> None:
     for function in module.functions.values():
@@ -67,7 +67,7 @@ def test_keeping_every_node_keeps_the_function(module: Module) -> None:
         assert structural_hash(rewriter.finish_like()) == structural_hash(function)
 
 
-@share(0.3)
+@share(0.12)
 @given(modules())
 def test_users_and_producers_agree_with_the_operands(module: Module) -> None:
     for function in module.functions.values():

@@ -58,7 +58,7 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
-@share(0.4)
+@share(0.25)
 @given(data=st.data())
 def test_running_is_evaluating_node_by_node(data: st.DataObject) -> None:
     """Also checks every declared type, symbolic ones included, against the computed one."""
@@ -75,7 +75,7 @@ def test_running_is_evaluating_node_by_node(data: st.DataObject) -> None:
         assert seen == list(function.nodes)
 
 
-@share(0.3)
+@share(0.15)
 @given(data=st.data())
 def test_promotion_leaves_exact_arithmetic_as_it_is(data: st.DataObject) -> None:
     module = data.draw(modules(exact=True, dtype=torch.float64))
@@ -85,7 +85,7 @@ def test_promotion_leaves_exact_arithmetic_as_it_is(data: st.DataObject) -> None
     assert all(equal(a, b) for a, b in zip(plain.outputs.values(), promoted.outputs.values(), strict=True))
 
 
-@share(0.3)
+@share(0.15)
 @given(data=st.data())
 def test_promotion_computes_everything_in_float64(data: st.DataObject) -> None:
     module = data.draw(modules(dtype=torch.float32))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planish.ir import Op, Sample, TensorType
 from planish.ir.interpret import promote_dtype, promote_op
 from planish.ir.op import check_operand_count
-from planish.ir.ops import OPS, Aten, Attention, Embedding, Linear, QuantizeActivation
+from planish.ir.ops import OPS, Aten, Attention, Embedding, Linear
 from planish.ir.ops.aten_axes import ATEN_AXES
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.testing.chooser import HypothesisChooser
@@ -68,7 +68,7 @@ def test_registry_has_a_reference_for_every_operation() -> None:
 @share(0.2)
 @given(data=st.data())
 def test_type_rule_says_what_evaluation_gives(name: str, data: st.DataObject) -> None:
-    sample = data.draw(op_samples(OPS[name]))
+    sample = data.draw(op_samples(name))
     check_types(sample, data.draw(tensors_for(sample)))
 
 
@@ -78,7 +78,7 @@ def test_type_rule_says_what_evaluation_gives(name: str, data: st.DataObject) ->
 def test_meaning_is_the_documented_formula(name: str, data: st.DataObject) -> None:
     """In float64. Fewer than 2^8 roundings lie behind a result on each side, of numbers up to 2^6 times its own size
     (scores before a softmax), so 2^15 units in the last place hold every difference that is not one of meaning."""
-    sample = data.draw(op_samples(OPS[name]))
+    sample = data.draw(op_samples(name))
     operands = data.draw(tensors_for(sample))
     references = REFERENCES[name](sample.op, *arrays(promote(operands)))
     for result, reference in zip(promoted(sample.op, operands), references, strict=True):
@@ -126,7 +126,7 @@ def check_ties(sample: Sample, operands: Tensors, generator: torch.Generator, da
 @share(0.1)
 @given(data=st.data())
 def test_axis_ties_are_true(name: str, data: st.DataObject) -> None:
-    sample = data.draw(op_samples(OPS[name]))
+    sample = data.draw(op_samples(name))
     check_ties(sample, data.draw(tensors_for(sample)), data.draw(generators()), data)
 
 
@@ -153,7 +153,7 @@ ROUNDINGS = {
 def test_promotion_changes_only_rounding(name: str, data: st.DataObject) -> None:
     """The distance to the promoted result is a few units of the working dtype, measured on the result computed with the
     magnitudes of all operands (so that cancellation is allowed for). Where all is exact, so is the result."""
-    sample = data.draw(op_samples(OPS[name]))
+    sample = data.draw(op_samples(name))
     operands = data.draw(tensors_for(sample))
     largest = max([1.0, *(float(o.abs().max()) for o in operands if o is not None and o.dtype.is_floating_point)])
     terms = max([1, *(o.shape[-1] for o in operands if o is not None and o.dim())])
@@ -169,7 +169,7 @@ def test_promotion_changes_only_rounding(name: str, data: st.DataObject) -> None
 @given(data=st.data())
 def test_quantized_activations_are_near_the_promoted_ones(data: st.DataObject) -> None:
     """The code may fall to the other side of a half; the scale is rounded once."""
-    sample = data.draw(op_samples(QuantizeActivation))
+    sample = data.draw(op_samples("quantize_activation"))
     operands = data.draw(tensors_for(sample))
     (codes, scale), (codes64, scale64) = sample.op.evaluate(*operands), promoted(sample.op, operands)
     assert int((codes.to(torch.int64) - codes64.to(torch.int64)).abs().max()) <= 1

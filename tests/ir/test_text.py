@@ -77,7 +77,7 @@ def check_round_trip(module: Module) -> None:
     assert print_module(parsed) == text, "names and sources too"
 
 
-@share(0.4)
+@share(0.3)
 @given(modules())
 def test_modules_round_trip(module: Module) -> None:
     check_round_trip(module)

@@ -15,7 +15,7 @@ from planish.testing.profiles import share
 from planish.testing.tensors import sizes_for
 
 
-@share(0.3)
+@share(0.15)
 @given(modules())
 def test_the_graph_has_an_edge_for_every_operand(module: Module) -> None:
     for function in module.functions.values():
@@ -33,7 +33,7 @@ def test_the_graph_has_an_edge_for_every_operand(module: Module) -> None:
         assert dot.count("->") >= graph.number_of_edges() and dot.count('"') % 2 == 0
 
 
-@share(0.3)
+@share(0.15)
 @given(st.data())
 def test_ranges_of_inputs_are_never_empty_for_sizes_that_fit(data: st.DataObject) -> None:
     module = data.draw(modules())

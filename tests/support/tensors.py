@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from planish.ir import Dim, Function, Module, Op, Sample, StateRef, TensorType
+from planish.ir.ops import op_class
 from planish.ir.ranges import input_ranges
 from planish.ir.types import resolve
 from planish.testing.chooser import HypothesisChooser
@@ -83,9 +84,9 @@ def _ranged(
 
 
 @st.composite
-def op_samples(draw: st.DrawFn, op: type[Op]) -> Sample:
-    """Legal instances of an operation: attributes and operand types, drawn by the operation's own record."""
-    return op.sample(HypothesisChooser(draw))
+def op_samples(draw: st.DrawFn, name: str) -> Sample:
+    """Legal instances of a registered operation: attributes and operand types, drawn by the operation's own record."""
+    return op_class(name).sample(HypothesisChooser(draw))
 
 
 __all__ = ["Call", "calls", "generators", "op_samples", "operand_tensors", "sizes_for", "tensor", "tensors_for"]
