@@ -11,17 +11,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from planish.ir.module import Function, Module, ParamRef, Value
-from planish.ir.params import Missing
+from planish.ir.params import Missing, Param
 from planish.ir.types import TensorType, same_dim
 from planish.passes.checking.alignment import Alignment, Region
 from planish.passes.checking.irrelevance import irrelevant
 from planish.passes.checking.outcome import FAILED, Outcome, RegionOutcome
 from planish.passes.checking.probes import Probe, make_probe
 from planish.passes.checking.regions import Excuse, Ignore, RegionCheck
+from planish.passes.checking.suggest import suggest
 from planish.passes.checking.whole import WholeRuns, check_whole, first_divergence
 from planish.passes.contract import Contract, Lossy, Refines
 from planish.passes.pass_base import Correspondence
@@ -46,6 +48,38 @@ class CheckOptions:
     working_dtypes: bool = True
 
 
+@dataclass(frozen=True)
+class _Task:
+    """One function of two modules."""
+
+    before: Module
+    after: Module
+    name: str
+    contract: Contract
+
+    @property
+    def source(self) -> Function:
+        return self.before.functions[self.name]
+
+    @property
+    def result(self) -> Function:
+        return self.after.functions[self.name]
+
+    def _params(self, module: Module) -> list[Param]:
+        names = {r.name for r in module.functions[self.name].references() if isinstance(r, ParamRef)}
+        return [module.params[n] for n in names]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the source's parameters."""
+        return sum(p.nbytes for p in self._params(self.before))
+
+    @cached_property
+    def missing(self) -> bool:
+        """Whether some parameter has no data."""
+        return any(isinstance(p.source, Missing) for m in (self.before, self.after) for p in self._params(m))
+
+
 class Checker:
     """Checks passes one after the other, sharing what they have in common."""
 
@@ -63,68 +97,82 @@ class Checker:
         """
         started = time.perf_counter()
         outcome = Outcome()
-        for name, source in before.functions.items():
-            if name in after.functions:
-                claims = correspondence.get(name, {})
-                outcome = _merged(outcome, self._function(before, after, source, contract, claims))
+        for task in self._tasks(before, after, contract):
+            claims = correspondence.get(task.name, {})
+            with _threads_for(task.nbytes):
+                outcome = _merged(outcome, self._function(task, claims))
         added = tuple(name for name in after.functions if name not in before.functions)
         return replace(outcome, added=added, seconds=time.perf_counter() - started)
 
-    def _function(
-        self, before: Module, after: Module, source: Function, contract: Contract, claims: Correspondence
-    ) -> Outcome:
-        name = source.name
-        if _missing(before, source) or _missing(after, after.functions[name]):
-            return Outcome(skipped=(f"{name}: parameters without data cannot be computed with",))
-        alignment = Alignment(before, after, source, after.functions[name], claims)
-        regions = [] if isinstance(contract, Lossy) else alignment.regions()
-        if not regions and not isinstance(contract, Lossy):
-            return Outcome()
-        nbytes = sum(before.params[n].nbytes for n in {r.name for r in source.references() if isinstance(r, ParamRef)})
-        with _threads_for(nbytes):
-            return self._on_probes(before, after, alignment, regions, contract, nbytes)
-
-    def _on_probes(
-        self,
-        before: Module,
-        after: Module,
-        alignment: Alignment,
-        regions: list[Region],
-        contract: Contract,
-        nbytes: int,
-    ) -> Outcome:
-        source, name = alignment.source, alignment.source.name
-        count = self.options.probes or (2 if nbytes <= SMALL_MODEL else 1)
+    def check_whole(self, before: Module, after: Module, contract: Contract) -> Outcome:
+        """Compare whole functions only: for two modules of which one did not come from the other by one pass."""
+        started = time.perf_counter()
         outcome = Outcome()
-        for number in range(count):
-            probe = make_probe(before, source, number, self.seed)
-            ignore = _ignore(contract, source, probe)
-            checked = RegionCheck(
-                before, after, source, regions, probe,
-                budget=self.options.region_bytes, ignore=ignore, working=self.options.working_dtypes,
-                excuse=self._excuse(before, source, probe, ignore) if isinstance(contract, Refines) else None,
-            ).run()  # fmt: skip
-            outcome = _merged(outcome, Outcome(regions=tuple(checked), diverging=_first_failed(checked)))
-            if nbytes > self.options.whole_bytes:
-                sentence = (
-                    f"{name} as a whole: its parameters take {nbytes} bytes, more than {self.options.whole_bytes}"
+        for task in self._tasks(before, after, contract):
+            with _threads_for(task.nbytes):
+                for probe in self._probes(task):
+                    outcome = _merged(outcome, self._whole(task, probe))
+        return replace(outcome, seconds=time.perf_counter() - started)
+
+    def _tasks(self, before: Module, after: Module, contract: Contract) -> list[_Task]:
+        return [_Task(before, after, n, contract) for n in before.functions if n in after.functions]
+
+    def _probes(self, task: _Task) -> list[Probe]:
+        count = self.options.probes or (2 if task.nbytes <= SMALL_MODEL else 1)
+        return [make_probe(task.before, task.source, number, self.seed) for number in range(count)]
+
+    def _function(self, task: _Task, claims: Correspondence) -> Outcome:
+        if task.missing:
+            return Outcome(skipped=(f"{task.name}: parameters without data cannot be computed with",))
+        lossy = isinstance(task.contract, Lossy)
+        alignment = Alignment(task.before, task.after, task.source, task.result, claims)
+        regions = [] if lossy else alignment.regions()
+        if not regions and not lossy:
+            return Outcome()
+        probes = self._probes(task)
+        if not claims and regions:
+            claims = suggest(task.before, task.after, alignment, probes)
+            alignment = Alignment(task.before, task.after, task.source, task.result, claims)
+            regions = alignment.regions()
+        outcome = Outcome()
+        for probe in probes:
+            checked = self._regions(task, regions, probe)
+            whole = self._whole(task, probe)
+            outcome = _merged(outcome, _merged(Outcome(tuple(checked), diverging=_first_failed(checked)), whole))
+            if whole.failures and not outcome.diverging and not lossy:
+                ignore = _ignore(task, probe)
+                outcome = replace(
+                    outcome, diverging=first_divergence(task.before, task.after, alignment, probe, ignore)
                 )
-                outcome = replace(outcome, skipped=(*outcome.skipped, sentence))
-                continue
-            whole = check_whole(before, after, name, probe, contract, ignore, self._runs)
-            outcome = _merged(outcome, Outcome(whole=tuple(whole)))
-            if any(o.status == FAILED for o in whole) and not outcome.diverging and not isinstance(contract, Lossy):
-                outcome = replace(outcome, diverging=first_divergence(before, after, alignment, probe, ignore))
             if outcome.failures:
                 break
         return outcome
 
-    def _excuse(self, before: Module, source: Function, probe: Probe, ignore: Ignore) -> Excuse:
+    def _regions(self, task: _Task, regions: list[Region], probe: Probe) -> list[RegionOutcome]:
+        ignore = _ignore(task, probe)
+        return RegionCheck(
+            task.before, task.after, task.source, regions, probe,
+            budget=self.options.region_bytes, ignore=ignore, working=self.options.working_dtypes,
+            excuse=self._excuse(task, probe, ignore) if isinstance(task.contract, Refines) else None,
+        ).run()  # fmt: skip
+
+    def _whole(self, task: _Task, probe: Probe) -> Outcome:
+        if task.missing:
+            return Outcome(skipped=(f"{task.name}: parameters without data cannot be computed with",))
+        if task.nbytes > self.options.whole_bytes:
+            sentence = f"its parameters take {task.nbytes} bytes, more than {self.options.whole_bytes}"
+            return Outcome(skipped=(f"{task.name} as a whole: {sentence}",))
+        ignore = _ignore(task, probe)
+        found = check_whole(task.before, task.after, task.name, probe, task.contract, ignore, self._runs)
+        return Outcome(whole=tuple(found))
+
+    def _excuse(self, task: _Task, probe: Probe, ignore: Ignore) -> Excuse:
+        source = task.source
         open_results = {n: ignore(o.type) for n, o in zip(source.output_names, source.outputs)}
 
         def excuse(disturbed: Mapping[Value, torch.Tensor]) -> bool:
-            plain = self._runs.run(before, source.name, probe)
-            return irrelevant(before, source, probe, disturbed, plain, open_results)
+            plain = self._runs.run(task.before, task.name, probe)
+            return irrelevant(task.before, source, probe, disturbed, plain, open_results)
 
         return excuse
 
@@ -140,11 +188,6 @@ def _threads_for(nbytes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _missing(module: Module, function: Function) -> bool:
-    names = {r.name for r in function.references() if isinstance(r, ParamRef)}
-    return any(isinstance(module.params[n].source, Missing) for n in names)
-
-
 def _first_failed(outcomes: list[RegionOutcome]) -> str:
     return next((o.place.partition(", ")[2] for o in outcomes if o.status == FAILED), "")
 
@@ -156,11 +199,12 @@ def _merged(a: Outcome, b: Outcome) -> Outcome:
     )  # fmt: skip
 
 
-def _ignore(contract: Contract, source: Function, probe: Probe) -> Ignore:
+def _ignore(task: _Task, probe: Probe) -> Ignore:
     """The elements that a Refines contract leaves open, by the type of a value."""
+    contract = task.contract
     if not isinstance(contract, Refines) or contract.where not in probe.inputs:
         return lambda kind: None
-    mask_type = next(v.type for v in source.inputs if v.name == contract.where)
+    mask_type = next(v.type for v in task.source.inputs if v.name == contract.where)
     mask = probe.inputs[contract.where] != 0
 
     def ignore(kind: TensorType) -> torch.Tensor | None:

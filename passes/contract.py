@@ -12,7 +12,10 @@ METRICS = ("relative_error", "kl_divergence")
 
 @dataclass(frozen=True)
 class Exact:
-    """The result computes the same function in exact arithmetic; only rounding may differ."""
+    """The result computes the same function in exact arithmetic; only rounding may differ.
+
+    Where the source gives NaN, its value is undefined and the result may be anything; infinities must be the same.
+    """
 
     def __str__(self) -> str:
         return "exact"

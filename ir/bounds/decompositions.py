@@ -101,13 +101,14 @@ def _attention_math(
     q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, dropout_mask: Any = None,
     *, scale: Any = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
-    if enable_gqa:
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     return _attend(q, k, v, mask, causal, scale), q.new_empty(0)
 
 
 def _attend(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any) -> Any:
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if k.dim() > 2 and k.shape[-3] != q.shape[-3]:
+        # Several query heads share one head of keys and values.
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     scores = (_widened(q) * scale) @ _widened(k).transpose(-1, -2)
     if causal:
         rows, columns = torch.arange(q.shape[-2]).unsqueeze(-1), torch.arange(k.shape[-2])

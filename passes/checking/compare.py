@@ -13,6 +13,8 @@ FACTOR = 4.0
 LOOSEST = 1e-6
 """A bound above this part of the largest value says too little: what it allows counts as not checked."""
 FLOAT32 = 2.0**-24
+FLOAT64 = 2.0**-40
+"""What the float64 evaluation itself may be off, far above its roundings and far below those of any other dtype."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.float64)
 
 
-def _equal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a == b) | (a.isnan() & b.isnan())
+def _equal(source: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where nothing is left to compare: the bits agree, or the source itself is undefined (NaN)."""
+    return (source == other) | source.isnan()
 
 
 def _largest(x: torch.Tensor) -> float:
@@ -77,18 +80,19 @@ def within_bounds(source: Bounded, result: Bounded, ignore: torch.Tensor | None 
 
 
 def in_working_dtype(
-    result: Bounded, exact: Bounded, source: Bounded, ignore: torch.Tensor | None = None
+    result: Bounded, exact: torch.Tensor, source: Bounded, ignore: torch.Tensor | None = None
 ) -> Comparison:
     """Whether a result in its own dtypes is as near to its float64 evaluation as the source's dtypes explain.
 
     `result` and `source` are evaluated in their declared dtypes, the bound of `result` with no unit roundoff above the
-    source's coarsest one. Elements that overflow in the source are not compared.
+    source's coarsest one; `exact` is the result's float64 evaluation from the same rounded values at the cut. Elements
+    that overflow in the source are not compared.
     """
-    y, y64 = _wide(result.value), _wide(exact.value)
+    y, y64 = _wide(result.value), _wide(exact)
     equal = _equal(y, y64) | ~torch.isfinite(_wide(source.value))
     equal = equal if ignore is None else equal | ignore
     difference = _difference(y, y64, equal)
-    allowed = source.bound() + result.bound() + FACTOR * exact.bound()
+    allowed = source.bound() + result.bound() + FLOAT64 * y64.abs()
     used = torch.where(equal | torch.isinf(allowed), 0.0, difference / allowed.clamp(min=1e-320))
     worst = float(used.max()) if used.numel() else 0.0
     if worst <= 1.0:

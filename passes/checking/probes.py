@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from planish.ir.errors import IRError
 from planish.ir.module import Function, Module, StateRef
 from planish.ir.ops import Aten
+from planish.ir.params import storage_digest
 from planish.ir.ranges import input_ranges
-from planish.ir.types import Dim, TensorType, resolve
+from planish.ir.types import TensorType, resolve
 
 # For the symbols in order of appearance; the first is usually the batch.
 SIZES = ((2, 7, 5, 11, 13), (3, 5, 8, 2, 9))
@@ -31,6 +33,15 @@ class Probe:
     inputs: Mapping[str, torch.Tensor]
     states: Mapping[str, torch.Tensor]
     sizes: Mapping[str, int]
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for probes that hold the same bits."""
+        tensors = {
+            **{f"input {k}": v for k, v in self.inputs.items()},
+            **{f"state {k}": v for k, v in self.states.items()},
+        }
+        return storage_digest(tensors)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self.sizes.items()) or "fixed sizes"
@@ -82,25 +93,36 @@ def make_probe(module: Module, function: Function, number: int, seed: int) -> Pr
     generator = torch.Generator().manual_seed(seed * 1000 + number)
     sizes = choose_sizes(module, function, number)
     limits = input_ranges(function)
-    inputs = {v.name: _draw(v.type, sizes, limits.get(v.name), generator) for v in function.inputs}
-    states = {n: _draw(module.states[n].type, sizes, None, generator) for n in used_states(module, function)}
+    inputs = {}
+    for place, value in enumerate(function.inputs):
+        limit = limits.get(value.name)
+        bounds = None if limit is None else (resolve(limit[0], sizes), resolve(limit[1], sizes))
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise IRError(f"input {value.name!r} has no legal value for {sizes}: it must lie in {list(bounds)}")
+        inputs[value.name] = _draw(value.type, sizes, bounds, generator, place + number)
+    states = {n: _draw(module.states[n].type, sizes, None, generator, number) for n in used_states(module, function)}
     return Probe(inputs, states, sizes)
 
 
 def _draw(
-    type: TensorType, sizes: Mapping[str, int], limits: tuple[Dim, Dim] | None, generator: torch.Generator
+    type: TensorType, sizes: Mapping[str, int], bounds: tuple[int, int] | None, generator: torch.Generator, place: int
 ) -> torch.Tensor:
     shape = type.concrete(sizes)
     if type.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(type.dtype)
-    if type.dtype != torch.bool and (limits is not None or len(shape) != 2):
-        low, high = (0, FREE_INTEGERS) if limits is None else (resolve(b, sizes) for b in limits)
-        if high < low:
-            raise IRError(
-                f"an input of type {type} has no legal value for {dict(sizes)}: it must lie in {low} to {high}"
-            )
-        return torch.randint(low, high + 1, shape, generator=generator).to(type.dtype)
-    return left_padding(shape, generator).to(type.dtype)
+    if bounds is None and (type.dtype == torch.bool or len(shape) == 2):
+        return left_padding(shape, generator).to(type.dtype)
+    low, high = (0, FREE_INTEGERS) if bounds is None else bounds
+    if len(shape) == 1 and bounds is not None:
+        return spread(low, high, shape[0], place).to(type.dtype)
+    return torch.randint(low, high + 1, shape, generator=generator).to(type.dtype)
+
+
+def spread(low: int, high: int, count: int, place: int) -> torch.Tensor:
+    """Integers for the rows of a batch (starts, lengths), spread over their range from its upper end down, so that rows
+    differ and long ones occur; `place` shifts the spread by less than a step, so that inputs differ."""
+    steps = (torch.arange(count) + (place % 3) / 3) / count
+    return (high - (steps * (high - low + 1)).floor()).to(torch.int64)
 
 
 def left_padding(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

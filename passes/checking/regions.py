@@ -1,4 +1,8 @@
-"""The check of regions: both sides fed the source's own values at the cut, in float64, then in the working dtypes."""
+"""The check of regions: both sides fed the source's own values at the cut, in float64, then in the working dtypes.
+
+In float64 the values at the cut are the source's as they are, not rounded: one of them may be computed from another, and
+the two must stay consistent. In the working dtypes only the result's side is compared, with its own float64 evaluation.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,12 @@ class Side:
         sizes = self.probe.sizes
         return lambda op: op.bind(sizes) if compute is None else promote_op(op.bind(sizes), compute)
 
-    def _tensor(self, tensor: torch.Tensor, compute: torch.dtype | None) -> torch.Tensor:
+    def rounded(self) -> Side:
+        """The same side, fed with values rounded to their declared dtypes."""
+        return Side(self.module, self.nodes, {v: t.to(v.type.dtype) for v, t in self.feeds.items()}, self.probe)
+
+    @staticmethod
+    def _tensor(tensor: torch.Tensor, compute: torch.dtype | None) -> torch.Tensor:
         return tensor if compute is None else tensor.to(promote_dtype(tensor.dtype, compute))
 
     def _read(self, operand: Operand, compute: torch.dtype | None) -> Bounded:
@@ -95,10 +104,7 @@ class Side:
 
 
 class RegionCheck:
-    """Checks regions of one function on one probe while the source runs in float64: each as soon as its cut is known.
-
-    Values at the cut are rounded to their declared dtype, so that both dtypes of computation begin with the same.
-    """
+    """Checks regions of one function on one probe while the source runs in float64: each as soon as its cut is known."""
 
     def __init__(
         self, before: Module, after: Module, source: Function, regions: list[Region], probe: Probe, *,
@@ -132,7 +138,7 @@ class RegionCheck:
     def _observe(self, node: Node, results: tuple[torch.Tensor, ...]) -> None:
         for value, tensor in zip(node.outputs, results):
             if value in self._readers:
-                self._known[value] = tensor.to(value.type.dtype)
+                self._known[value] = tensor
         self._check_due(self._position[node])
 
     def _check_due(self, number: int) -> None:
@@ -170,8 +176,10 @@ class RegionCheck:
         a, b = source.bounded(old, torch.float64), result.bounded(new, torch.float64)
         found = [within_bounds(x, y, self.ignore(o.type)) for o, x, y in zip(old, a, b)]
         if self.working and not any(f.sentence for f in found) and any(o.type.dtype.is_floating_point for o in old):
-            rough, own = source.bounded(old, None), result.bounded(new, None, _coarsest(region))
-            found += [in_working_dtype(y, e, x, self.ignore(o.type)) for o, x, y, e in zip(old, rough, own, b)]
+            rough, own = source.rounded(), result.rounded()
+            exact, coarsest = own.plain(new, torch.float64), _coarsest(region)
+            both = zip(old, rough.bounded(old, None), own.bounded(new, None, coarsest), exact)
+            found += [in_working_dtype(y, e, x, self.ignore(o.type)) for o, x, y, e in both]
         failed = [(o, f) for o, f in zip([*old, *old], found) if f.sentence]
         used, bound = max(f.used for f in found), max(f.bound for f in found)
         if not failed or self._excused(failed):

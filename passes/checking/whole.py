@@ -30,7 +30,7 @@ class WholeRuns:
 
     def run(self, module: Module, function: str, probe: Probe) -> Result:
         kept = self._kept.setdefault(module, {})
-        key = (function, str(probe))
+        key = (function, probe.digest)
         if key not in kept:
             kept[key] = _run(module, function, probe, torch.float64)
         return kept[key]
