@@ -63,4 +63,5 @@ def _import(source: Any, example_inputs: Any, dynamic_shapes: Any, dtype: torch.
     path = Path(source)
     if path.suffix == ".pt2":
         return frontends.import_pt2(path), None
-    return frontends.import_checkpoint(path, dtype), path
+    has_tokenizer = any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return frontends.import_checkpoint(path, dtype), path if has_tokenizer else None

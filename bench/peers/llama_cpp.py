@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import llama_cpp
 import numpy as np
-from bench.shapes import Shape
+from shapes import Shape
 
 
 def write_gguf(shape: Shape, path: Path, kind: gguf.GGMLQuantizationType, seed: int = 0) -> Path:
@@ -82,6 +82,10 @@ class LlamaCpp:
     def reset(self) -> None:
         """Forget every token."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+
+    def keep(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), 0, tokens, -1)
 
     def read(self, ids: list[int]) -> None:
         """Process tokens after those read so far; logits of the last one are computed."""

@@ -20,6 +20,9 @@ _SIZES = {
 }
 _GATED = {**_SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
 
+# With tied random embeddings these two write one token for ever, and would show nothing.
+_UNTIED = {"tie_word_embeddings": False}
+
 # The window of the sliding ones is shorter than every test's sequence, so that it shows.
 CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GATED),
@@ -28,9 +31,9 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {**_GATED, "head_dim": 16}),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": LONGEST, **_TOKENS}),
     "opt": ("OPTConfig", {**_SIZES, "ffn_dim": 96, "word_embed_proj_dim": 64}),
-    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_TOKENS}),
+    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_UNTIED, **_TOKENS}),
     "gpt_neox": ("GPTNeoXConfig", {**_SIZES, "intermediate_size": 96, "rotary_pct": 0.25}),
-    "gemma2": ("Gemma2Config", {**_GATED, "head_dim": 16, "sliding_window": 5}),
+    "gemma2": ("Gemma2Config", {**_GATED, **_UNTIED, "head_dim": 16, "sliding_window": 5}),
 }
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("BertConfig", {**_SIZES, "intermediate_size": 96})}
 

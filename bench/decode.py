@@ -1,0 +1,172 @@
+"""Decode and prefill speed of a whole model in 4 bits, beside llama.cpp's Q4_0 and the read bandwidth of the same rounds.
+
+    python bench/decode.py --shape guard --threads 2
+
+Weights are random: speed depends on shapes. Every class of tensor has the same bits per weight on both sides (4-bit
+groups of 32 with a 16-bit scale). Prints one JSON line a figure. Needs the extra "bench".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROMPT = 512
+PREFIX = 32
+
+MEMORY = """
+import resource, sys, time
+start = time.perf_counter()
+from planish.codegen.runtime.executable import open_artifact
+model = open_artifact(sys.argv[1], threads=int(sys.argv[2]), check=False)
+loaded = time.perf_counter() - start
+session = model.session()
+session.read([[n % int(sys.argv[3]) for n in range(512)]])
+for n in range(8):
+    session.read([[n % int(sys.argv[3])]])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(loaded, peak, session.nbytes)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="guard")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--folder", type=Path, default=Path("out/bench"), help="where models are kept between runs")
+    options = parser.parse_args()
+    for figure in measure(options.shape, options.threads, options.rounds, options.folder):
+        print(json.dumps({"shape": options.shape, "threads": options.threads, **figure}), flush=True)
+
+
+def build(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The artifact of a shape in 4 bits, and how long it took to make; made once."""
+    from shapes import SHAPES
+
+    import planish
+    from planish.passes.dead_code import DeadCode
+    from planish.passes.quantize_weights import QuantizeWeights
+
+    folder.mkdir(parents=True, exist_ok=True)
+    artifact = folder / f"{name}-w4"
+    if artifact.exists():
+        return artifact, {}
+    checkpoint = SHAPES[name].save(folder / f"{name}-checkpoint")
+    start = time.perf_counter()
+    model = planish.trace(checkpoint, check=False)
+    model = planish.compress(model, [QuantizeWeights(group=32), DeadCode()], check=False)
+    planish.build(model, "host", check=False).save(artifact)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return artifact, {"compile_seconds": round(time.perf_counter() - start, 1), "compile_peak_mb": round(peak / 1e6)}
+
+
+def measure(name: str, threads: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """All figures of one shape."""
+    artifact, made = build(name, folder)
+    return [{"figure": "compile", **made}] * bool(made) + [
+        _memory(artifact, threads, name),
+        *_speed(artifact, threads, rounds, name, folder),
+    ]
+
+
+def _memory(artifact: Path, threads: int, name: str) -> dict[str, Any]:
+    """Time to load and peak memory of a fresh process that reads 512 tokens and writes 8."""
+    from shapes import SHAPES
+
+    command = [sys.executable, "-c", MEMORY, str(artifact), str(threads), str(SHAPES[name].vocabulary)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    seconds, peak, cache = float(output[0]), int(output[1]), int(output[2])
+    weights = (artifact / "weights.safetensors").stat().st_size
+    return {
+        "figure": "load",
+        "load_seconds": round(seconds, 2),
+        "peak_mb": round(peak / 1e6),
+        "weights_mb": round(weights / 1e6),
+        "cache_mb": round(cache / 1e6),
+        "above_weights_and_cache_mb": round((peak - weights - cache) / 1e6),
+    }
+
+
+def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -> list[dict[str, Any]]:
+    import gguf
+    import torch
+    import tvm
+    from linear_int4 import CHUNK_VECTORS, COLD_BYTES, READ_BYTES, read_kernel
+    from measure import take_turns
+    from peers.llama_cpp import LlamaCpp, write_gguf
+    from shapes import SHAPES
+
+    from planish.codegen.runtime.executable import open_artifact
+    from planish.targets import open_target
+
+    shape = SHAPES[name]
+    ours = open_artifact(artifact, threads=threads, check=False)
+    file = write_gguf(shape, folder / f"{name}-q4_0.gguf", gguf.GGMLQuantizationType.Q4_0)
+    theirs = LlamaCpp(file, threads=threads, context=shape.context)
+    ids = [n % shape.vocabulary for n in range(PROMPT)]
+    session = ours.session()
+    session.read([ids[:PREFIX]])
+    theirs.reset()
+    theirs.read(ids[:PREFIX])
+
+    def our_token(call: int) -> None:
+        session.read([[call % shape.vocabulary]])
+        session.forget_last(0)
+
+    def their_token(call: int) -> None:
+        theirs.read([call % shape.vocabulary])
+        theirs.keep(PREFIX)
+
+    def our_prompt(call: int) -> None:
+        ours.session().read([ids])
+
+    def their_prompt(call: int) -> None:
+        theirs.reset()
+        theirs.read(ids)
+
+    target = open_target("host")
+    lanes = target.int8_tile.lanes
+    read = tvm.compile(read_kernel(lanes), target=target.tvm_target())["read"]
+    sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
+    sums = torch.zeros(READ_BYTES // 4 // CHUNK_VECTORS // lanes, lanes, dtype=torch.int32)
+    streams = {"read": lambda call: read(sources[call % len(sources)], sums)}
+    decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
+    theirs.reset()
+    prefill = take_turns({"ours": our_prompt, "llama.cpp": their_prompt}, rounds)
+    weights = (artifact / "weights.safetensors").stat().st_size
+    bandwidth = READ_BYTES / decode.median("read")
+    return [
+        {
+            "figure": "decode",
+            "tokens_per_s": round(1 / decode.median("ours"), 1),
+            "llama_cpp_tokens_per_s": round(1 / decode.median("llama.cpp"), 1),
+            "ratio": round(decode.ratio("llama.cpp", "ours"), 3),
+            "gb_per_s": round(weights / decode.median("ours") / 1e9, 2),
+            "read_gb_per_s": round(bandwidth / 1e9, 2),
+            "share_of_read": round(weights / decode.median("ours") / bandwidth, 3),
+            **_conditions(decode),
+        },
+        {
+            "figure": "prefill",
+            "tokens": PROMPT,
+            "tokens_per_s": round(PROMPT / prefill.median("ours"), 1),
+            "llama_cpp_tokens_per_s": round(PROMPT / prefill.median("llama.cpp"), 1),
+            "ratio": round(prefill.ratio("llama.cpp", "ours"), 3),
+            **_conditions(prefill),
+        },
+    ]
+
+
+def _conditions(timings: Any) -> dict[str, Any]:
+    return {"rounds": len(timings.rounds), "dropped": timings.dropped, "disturbed": timings.disturbed}
+
+
+if __name__ == "__main__":
+    main()
