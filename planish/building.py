@@ -53,9 +53,16 @@ def build(model: Model | Module, target: str = "host", *, check: bool = True, pr
         ready.module,
         machine,
         recipe=list(ready.recipe),
-        tokenizer=ready.folder,
+        tokenizer=_tokenizer_folder(ready.folder),
         progress=lambda f, phrase: progress(0.3 + f * 0.7, phrase),
     )
+
+
+def _tokenizer_folder(folder: Path | None) -> Path | None:
+    """The folder if it holds a tokenizer; a model without one takes token ids."""
+    from planish.codegen.artifact import TOKENIZER_FILES
+
+    return folder if folder is not None and any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def load(folder: str | Path, *, threads: int | None = None) -> Executable:

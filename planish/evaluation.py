@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from planish.ir import InputError
+
 Logits = Callable[[Sequence[int]], "torch.Tensor"]
 """ids -> float logits [len(ids), vocabulary]."""
 
@@ -53,7 +55,14 @@ def bits_per_byte(
         context: tokens in a window, the first one included.
         first: the token that starts each window.
         limit: how many windows to measure.
+
+    Raises:
+        InputError: when the text has no tokens, or a window holds none of them.
     """
+    if context < 2:
+        raise InputError(f"a window of {context} tokens predicts nothing; it needs at least 2")
+    if not ids:
+        raise InputError("the text has no tokens, so there are no bits per byte")
     nats, tokens, spelt = 0.0, 0, 0
     for window in windows(ids, context, first)[:limit]:
         scores = torch.as_tensor(logits(window[:-1])).to(torch.float64)

@@ -53,7 +53,7 @@ def verify(
         seed: of the drawn inputs.
 
     Raises:
-        InputError: when the models share no function with the same inputs.
+        InputError: when the models share no function with the same inputs, or their outputs differ in shape.
     """
     a, b = (m.module if isinstance(m, Model) else m for m in (first, second))
     shared = []
@@ -81,9 +81,14 @@ def _compare(a: Module, b: Module, name: str, inputs: Mapping[str, torch.Tensor]
     real = next((t for t in inputs.values() if t.dtype == torch.bool), None)
     differences = []
     for output, want in exact.outputs.items():
-        rows = [_rows(t, real) for t in (want, other.outputs[output], rounded.outputs[output].to(want.dtype))]
+        if output not in other.outputs or other.outputs[output].shape != want.shape:
+            raise InputError(f"the output {output!r} of {name} is not of the same shape in both models")
+        rows = [_rows(t, real).double() for t in (want, other.outputs[output], rounded.outputs[output])]
         want, got, near = rows
-        gap = (got - want).abs()
+        if not want.numel():
+            continue
+        # Equal infinities are no difference, though their gap is not a number.
+        gap = torch.where(want == got, 0.0, (got - want).abs())
         norm = float(want.norm())
         differences.append(
             OutputDifference(
@@ -91,7 +96,7 @@ def _compare(a: Module, b: Module, name: str, inputs: Mapping[str, torch.Tensor]
                 output,
                 float(gap.max()),
                 float(gap.norm()) / norm if norm else float(gap.norm()),
-                float((near - want).abs().max()),
+                float(torch.where(want == near, 0.0, (near - want).abs()).max()),
                 float((want.argmax(-1) == got.argmax(-1)).to(torch.float64).mean()),
             )
         )

@@ -89,8 +89,8 @@ class LanguageModel(Executable):
 
     def generate_ids(self, ids: Sequence[int] | Sequence[Sequence[int]], **options: Any) -> list[int] | list[list[int]]:
         """New token ids after one sequence of ids, or after each of several; options as in `stream`, without `stop`."""
-        ragged = bool(ids) and not isinstance(ids[0], int)
-        rows = [list(row) for row in ids] if ragged else [list(ids)]  # type: ignore[arg-type]
+        ragged = len(ids) > 0 and not isinstance(ids[0], int)
+        rows: list[list[int]] = [list(row) for row in ids] if ragged else [list(ids)]  # type: ignore
         new: list[list[int]] = [[] for _ in rows]
         for step in self._steps(rows, [], **options):
             for row, token in step.items():

@@ -24,10 +24,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise InputError(f"the temperature must be at least 0, got {self.temperature}")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"the temperature must be a number of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"the seed must be at least 0 and below 2^63, got {self.seed}")
 
 
 class Sampler:
@@ -44,7 +46,9 @@ class Sampler:
         return [self._draw(row, stream) for row, stream in zip(logits, self._streams)]
 
     def _draw(self, logits: torch.Tensor, stream: torch.Generator) -> int:
-        probabilities = torch.softmax(logits.to(torch.float64) / self.sampling.temperature, -1)
+        # The largest is taken away first: a temperature near 0 must not make infinities.
+        above = logits.to(torch.float64) - logits.max()
+        probabilities = torch.softmax(above / self.sampling.temperature, -1)
         likeliest, tokens = probabilities.sort(descending=True, stable=True)
         before = likeliest.cumsum(0) - likeliest
         kept = torch.where(before < self.sampling.top_p, likeliest, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ class Tokenizer:
         except ModuleNotFoundError:
             raise InputError("text needs the package tokenizers; pip install 'planish[hf]', or use token ids") from None
         self._folder = folder
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:
+            raise InputError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
         # A saved tokenizer may cut or pad; a prompt must arrive whole.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -41,17 +45,29 @@ class Tokenizer:
         """Messages ({"role": ..., "content": ...}) as one prompt, by the checkpoint's own template."""
         source = self._template()
         try:
+            from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ModuleNotFoundError:
             raise InputError("chat templates need the package jinja2; pip install 'planish[hf]'") from None
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        special = {k: _text(v) for k, v in self._config().items() if k.endswith("_token")}
-        template = environment.from_string(source)
-        return str(template.render(messages=list(messages), add_generation_prompt=True, **special))
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        # What templates of checkpoints count on besides jinja's own.
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        environment.filters["tojson"] = _to_json
+        special = {k: _text(v) for k, v in self._config().items() if k.endswith("_token") and v is not None}
+        try:
+            template = environment.from_string(source)
+            return str(template.render(messages=list(messages), add_generation_prompt=True, **special))
+        except TemplateError as error:
+            raise InputError(f"the chat template of this artifact fails: {error}") from error
 
     def _config(self) -> dict[str, Any]:
         path = self._folder / "tokenizer_config.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
         return found
 
     def _template(self) -> str:
@@ -59,9 +75,24 @@ class Tokenizer:
         if path.is_file():
             return path.read_text(encoding="utf-8")
         template = self._config().get("chat_template")
+        if isinstance(template, list):
+            # Several templates with names.
+            template = {t.get("name"): t.get("template") for t in template}.get("default")
         if not isinstance(template, str):
             raise InputError("the tokenizer of this artifact has no chat template; give a plain prompt")
         return template
+
+
+def _refuse(message: str) -> str:
+    raise InputError(f"the chat template of this artifact refuses the messages: {message}")
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def _text(token: Any) -> str:
@@ -90,15 +121,8 @@ class TextStream:
         if ends:
             self.stopped = True
             return self._emit(text, min(ends))
-        certain = len(text)
-        while certain and text[certain - 1] == INCOMPLETE:
-            certain -= 1
-        for s in self._stop:
-            for size in range(min(len(s) - 1, certain), 0, -1):
-                if text[:certain].endswith(s[:size]):
-                    certain -= size
-                    break
-        return self._emit(text, certain)
+        complete = text.rstrip(INCOMPLETE)
+        return self._emit(text, len(complete) - max((_begun(complete, s) for s in self._stop), default=0))
 
     def close(self) -> str:
         """The text that was still held back."""
@@ -108,3 +132,8 @@ class TextStream:
         piece = text[self._given : max(end, self._given)]
         self._given = max(end, self._given)
         return piece
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

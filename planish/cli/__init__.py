@@ -1,6 +1,7 @@
 """The command line. Commands are thin: each calls one public verb and prints what it returns.
 
-Exit codes: 0 done, 1 refused (bad input, unsupported model, missing tool), 2 wrong usage, 3 a check failed, 130 interrupted.
+Exit codes: 0 done, 1 refused (bad input, unsupported model, missing tool) or failed, 2 wrong usage, 3 a check failed,
+130 interrupted.
 """
 
 from __future__ import annotations

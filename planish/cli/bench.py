@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-import planish
 from planish.cli.output import JSON, print_json, table
+from planish.cli.source import open_generator
 
 
 def bench_artifact(
@@ -21,7 +21,7 @@ def bench_artifact(
     """Measure prefill and decode speed, in tokens a second."""
     from planish.speed import measure_speed
 
-    speed = measure_speed(planish.load(artifact, threads=threads), prompt=prompt, tokens=tokens, repeats=repeats)
+    speed = measure_speed(open_generator(artifact, threads), prompt=prompt, tokens=tokens, repeats=repeats)
     if json:
         print_json(speed)
         return

@@ -7,9 +7,10 @@ from pathlib import Path
 import typer
 
 import planish
-from planish.cli.output import JSON, megabytes, print_json, progress, table
+from planish.cli.output import JSON, megabytes, print_json, print_mapping, progress
 from planish.cli.reports import reports_as_json, show_reports
 from planish.cli.source import open_model
+from planish.targets import open_target
 
 
 def compile_model(
@@ -21,6 +22,8 @@ def compile_model(
     json: bool = JSON,
 ) -> None:
     """Trace, compress, compile and save a model."""
+    # An unknown target is refused before anything takes time.
+    open_target(target)
     model = open_model(source, check=check)
     before = model.nbytes
     if recipe is not None:
@@ -43,4 +46,12 @@ def compile_model(
         )
         return
     show_reports(model.reports)
-    table("Artifact", ("", ""), [("folder", folder), ("size", megabytes(size)), ("weights before", megabytes(before))])
+    print_mapping(
+        "Artifact",
+        {
+            "folder": folder,
+            "size": megabytes(size),
+            "weights before": megabytes(before),
+            "weights": megabytes(model.nbytes),
+        },
+    )

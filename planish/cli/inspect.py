@@ -74,6 +74,13 @@ def _artifact(folder: Path, text: bool, json: bool) -> None:
     sizes = [(name, megabytes(facts["bytes"])) for name, facts in manifest["files"].items()]
     table("Files", ("file", "size"), sizes)
     table("Built for", ("", ""), [("target", manifest["target"]["name"]), ("planish", manifest["planish"])])
-    for function, rows in manifest["report"]["functions"].items():
-        columns = list(rows[0]) if rows else []
-        table(f"Build report of {function}", columns, [[row[c] for c in columns] for row in rows])
+    for function, report in manifest["report"]["functions"].items():
+        sizes_here = ", ".join(f"{symbol}={size}" for symbol, size in report["sizes"].items())
+        table(
+            f"Build report of {function} ({sizes_here}; no faster than {report['floor_seconds'] * 1e3:.3g} ms)",
+            ("operations", "kernel", "bytes", "work", "share of the floor"),
+            [
+                (", ".join(s["operations"]), s["kernel"], s["bytes_here"], s["work_here"], f"{s['share']:.1%}")
+                for s in report["steps"]
+            ],
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from planish.cli.output import JSON, print_json, table
+from planish.cli.output import JSON, print_json, print_mapping
 from planish.cli.reports import reports_as_json, show_reports
 
 
@@ -17,10 +17,7 @@ def reproduce_failure(
 ) -> None:
     """Run a reproducer: it fails as it did (exit code 3), or passes if the fault is gone."""
     if bisect:
-        from planish.passes.bisect import bisect_reproducer
-
-        guilty = bisect_reproducer(path)
-        print_json(guilty) if json else table("Bisection", ("", ""), list(guilty.items()))
+        _bisect(path, json)
         return
     from planish.passes.reproducer import rerun
 
@@ -29,3 +26,21 @@ def reproduce_failure(
         print_json(reports_as_json([report]))
     else:
         show_reports([report])
+
+
+def _bisect(path: Path, json: bool) -> None:
+    from planish.passes.bisect import bisect
+    from planish.passes.pass_base import Context
+    from planish.passes.recipe import parse_recipe
+    from planish.passes.reproducer import read_reproducer
+
+    module, document = read_reproducer(path)
+    recipe = parse_recipe(document["recipe"], str(path))
+    found = bisect(module, recipe.passes, context=Context(seed=recipe.seed))
+    guilty = (
+        None if found is None else {"pass": found.step.name, "number": found.number, "options": found.step.options()}
+    )
+    if json:
+        print_json(guilty)
+    else:
+        print_mapping("Bisection", guilty or {"pass": "none: the whole pipeline keeps what the module computes"})

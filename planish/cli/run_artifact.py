@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
-import planish
 from planish.cli.output import JSON, print_json
+from planish.cli.source import open_generator
 
 
 def run_model(
@@ -24,9 +25,9 @@ def run_model(
     json: bool = JSON,
 ) -> None:
     """Continue a prompt; text is printed as it is generated."""
-    program = planish.load(artifact, threads=threads)
+    program = open_generator(artifact, threads)
     text = sys.stdin.read() if prompt == "-" else prompt
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planish.ir import InputError
 from planish.model import Model
 
+if TYPE_CHECKING:
+    from planish.codegen.runtime.language_model import LanguageModel
+
 
 def is_artifact(path: Path) -> bool:
     return (path / "manifest.json").is_file()
+
+
+def open_generator(folder: Path, threads: int | None) -> LanguageModel:
+    """Load an artifact that generates; raises InputError for one that does not."""
+    import planish
+    from planish.codegen.runtime.language_model import LanguageModel
+
+    program = planish.load(folder, threads=threads)
+    if not isinstance(program, LanguageModel):
+        raise InputError(f"{folder} does not generate text: it has no prefill, extend and decode; call it from Python")
+    return program
 
 
 def open_model(path: Path, *, check: bool = False) -> Model:
