@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.aten.scalars import aligned, elementwise, extremum, number
 from planish.codegen.dims import Expr
 from planish.codegen.math import hold
-from planish.codegen.pointwise.dtypes import is_nan, literal, rounded
+from planish.codegen.pointwise.dtypes import literal, rounded
 from planish.codegen.pointwise.elementary import elementary, library
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise
 from planish.ir import UnsupportedError
@@ -142,8 +142,7 @@ def _negative(x: Expr, dtype: torch.dtype) -> Expr:
 def _sign(x: Expr, dtype: torch.dtype) -> Expr:
     zero, one = literal(0, dtype), literal(1, dtype)
     negative = zero if dtype == torch.uint8 else literal(-1, dtype)
-    result = T.Select(x > zero, one, T.Select(x < zero, negative, zero))
-    return T.Select(is_nan(x, dtype), x, result)
+    return T.Select(x > zero, one, T.Select(x < zero, negative, zero))
 
 
 def _to_integer(function: Callable[[Expr], Expr]) -> Pointwise:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dims import Expr, Symbols
@@ -25,8 +24,9 @@ from planish.codegen.pointwise.expression import Call, Indices, Lazy
 from planish.codegen.pointwise.kernel import Fused, Unfolding, call_of, unbound
 from planish.ir import Operand
 
-LANES = 16
-"""Partial results of one fold along the last axis."""
+LANES = 32
+"""Partial results of one fold along the last axis. LLVM makes the loops over them vectors: written as a vector loop, TVM
+would give all lanes the one register in which an intermediate value is held."""
 BLOCK = 256
 """Elements of a kept last axis that are folded together."""
 
@@ -124,7 +124,7 @@ class _Reduction:
 
         def row(kept: Indices) -> None:
             partial = _local("partial", LANES, self.fold.dtype)
-            with _vector("lane", LANES) as lane:
+            with emit.loop("lane", LANES) as lane:
                 T.buffer_store(partial, self.fold.initial, [lane])
             with ExitStack() as stack:
                 at = [stack.enter_context(emit.loop("r", self.sizes[a])) for a in outer]
@@ -133,7 +133,7 @@ class _Reduction:
                     value = self._value(self._lazy(self.operand), kept, [*at, position])
                     T.buffer_store(partial, self.fold.combine(partial[lane], value), [lane])
 
-                with emit.loop("step", count // LANES) as step, _vector("lane", LANES) as lane:
+                with emit.loop("step", count // LANES) as step, emit.loop("lane", LANES) as lane:
                     take(lane, step * LANES + lane)
                 with emit.loop("rest", count % LANES) as lane:
                     take(lane, count // LANES * LANES + lane)
@@ -141,7 +141,7 @@ class _Reduction:
             while half > 1:
                 half //= 2
                 # Through memory, which LLVM removes: nested expressions cost TVM time exponential in their depth.
-                with _vector("lane", half) as lane:
+                with emit.loop("lane", half) as lane:
                     T.buffer_store(partial, self.fold.combine(partial[lane], partial[lane + half]), [lane])
             self._store(kept, partial[0])
 
@@ -182,16 +182,3 @@ def _weight(sizes: Sequence[Expr], axes: Sequence[int]) -> int:
 
 def _local(name: str, size: int, dtype: torch.dtype) -> Expr:
     return emit.scratch(name, size, STORAGE[dtype])
-
-
-class _vector:
-    """A loop that becomes one vector operation."""
-
-    def __init__(self, name: str, lanes: int) -> None:
-        self.name, self.frame = name, T.vectorized(emit.index(lanes))
-
-    def __enter__(self) -> Expr:
-        return IRBuilder.name(self.name, self.frame.__enter__())
-
-    def __exit__(self, *error: object) -> None:
-        self.frame.__exit__(*error)
