@@ -74,7 +74,7 @@ class _Planner:
         self.folds: dict[Node, FoldRule] = {}
         self.kernels: dict[Node, Kernel] = {}
         self.inlined: set[Value] = set()
-        self.nodes = _live(function)
+        self.nodes = function.live_nodes()
         self.producers = {v: n for n in self.nodes for v in n.outputs}
         self.results = set(function.results)
         self.readers: dict[Operand, list[Node]] = {}
@@ -207,17 +207,6 @@ def _smaller(result: Value, value: Value) -> bool:
     """Whether a result surely has no more elements than a value."""
     a, b = product(result.type.shape), product(value.type.shape)
     return isinstance(a, int) and isinstance(b, int) and a <= b
-
-
-def _live(function: Function) -> tuple[Node, ...]:
-    """The nodes whose results matter."""
-    needed = {r for r in function.results if isinstance(r, Value)}
-    live: list[Node] = []
-    for node in reversed(function.nodes):
-        if any(v in needed for v in node.outputs):
-            needed.update(i for i in node.inputs if isinstance(i, Value))
-            live.append(node)
-    return tuple(reversed(live))
 
 
 def _fault(node: Node, reasons: Kernel | list[str]) -> str:

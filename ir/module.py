@@ -131,6 +131,16 @@ class Function:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))
 
+    def live_nodes(self) -> tuple[Node, ...]:
+        """The nodes on which a result depends, in order."""
+        needed = {r for r in self.results if isinstance(r, Value)}
+        live: list[Node] = []
+        for node in reversed(self.nodes):
+            if not needed.isdisjoint(node.outputs):
+                needed.update(i for i in node.inputs if isinstance(i, Value))
+                live.append(node)
+        return tuple(reversed(live))
+
     def references(self) -> Iterable[ParamRef | StateRef]:
         """Every use of a parameter or a state."""
         for node in self.nodes:

@@ -5,19 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from planish.ir.module import Function, Module, Node, ParamRef, StateRef, Value
+from planish.ir.module import Module, ParamRef, StateRef
 from planish.passes.pass_base import Context, Pass, PassResult
-
-
-def live_nodes(function: Function) -> tuple[Node, ...]:
-    """The nodes on which a result of the function depends, in order."""
-    needed = {r for r in function.results if isinstance(r, Value)}
-    live: list[Node] = []
-    for node in reversed(function.nodes):
-        if not needed.isdisjoint(node.outputs):
-            needed.update(i for i in node.inputs if isinstance(i, Value))
-            live.append(node)
-    return tuple(reversed(live))
 
 
 class DeadCode(Pass):
@@ -34,7 +23,7 @@ class DeadCode(Pass):
         functions = {}
         removed = {"nodes": 0, "parameters": 0, "states": 0}
         for name, function in module.functions.items():
-            live = live_nodes(function)
+            live = function.live_nodes()
             removed["nodes"] += len(function.nodes) - len(live)
             functions[name] = function if len(live) == len(function.nodes) else replace(function, nodes=live)
         references = [r for f in functions.values() for r in f.references()]

@@ -51,7 +51,7 @@ def plan(module: Module, function: str, tokens: str, padding: str) -> Plan:
             f"generation programs need inputs {tokens!r} (i64[{BATCH}, {TOKENS}]) and optionally {padding!r}; "
             f"{function!r} takes {', '.join(repr(v) for v in forward.inputs)}"
         )
-    live = _live(forward)
+    live = forward.live_nodes()
     starting = {ids: 1} if mask is None else {ids: 1, mask: 1}
     axes = sequence_axes(
         Function(function, forward.inputs, live, forward.outputs, forward.output_names), starting, TOKENS
@@ -63,16 +63,6 @@ def plan(module: Module, function: str, tokens: str, padding: str) -> Plan:
     if faults:
         raise UnsupportedError(f"no generation programs can be derived from {function!r}: " + "; ".join(faults))
     return Plan(forward, ids, mask, axes, live, _caches(live), _tail(forward, live, axes))
-
-
-def _live(function: Function) -> tuple[Node, ...]:
-    needed = {o for o in function.results if isinstance(o, Value)}
-    live: list[Node] = []
-    for node in reversed(function.nodes):
-        if any(v in needed for v in node.outputs):
-            needed.update(i for i in node.inputs if isinstance(i, Value))
-            live.append(node)
-    return tuple(reversed(live))
 
 
 def _padding_faults(nodes: tuple[Node, ...], mask: Value | None) -> list[str]:
