@@ -13,7 +13,6 @@ import torch
 from planish.ir.interpret import Interpreter, Result
 from planish.ir.module import Function, Module, Operand, ParamRef, Value
 from planish.passes.checking.probes import Probe
-from planish.passes.dead_code import live_nodes
 
 
 def irrelevant(
@@ -39,7 +38,7 @@ def irrelevant(
 
     for value in function.inputs:
         known[value] = _wide(probe.inputs[value.name])
-    for node in live_nodes(function):
+    for node in function.live_nodes():
         operands = tuple(None if i is None else read(i) for i in node.inputs)
         for value, tensor in zip(node.outputs, interpreter.evaluate(node, operands, probe.sizes)):
             mask = disturbed.get(value)
