@@ -180,10 +180,14 @@ class BoundMode(TorchDispatchMode):
             value = function(*args, **kwargs)
             if all(not t.dtype.is_floating_point for t in _tensors(value)):
                 return value
+        refusal = f"no error rule is known for the operator aten.{name}"
         if known is None:
-            raise NoBound(f"no error rule is known for the operator aten.{name}")
-        with self:
-            return known(*args, **kwargs)
+            raise NoBound(refusal)
+        try:
+            with self:
+                return known(*args, **kwargs)
+        except NoBound as inner:
+            raise NoBound(refusal) from inner
 
     def _store(self, value: Any, errors: Any, args: Any, kwargs: Any) -> None:
         values = list(value) if isinstance(value, (tuple, list)) else [value]

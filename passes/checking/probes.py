@@ -93,19 +93,26 @@ def make_probe(module: Module, function: Function, number: int, seed: int) -> Pr
     generator = torch.Generator().manual_seed(seed * 1000 + number)
     sizes = choose_sizes(module, function, number)
     limits = input_ranges(function)
-    inputs = {}
-    for place, value in enumerate(function.inputs):
+    inputs: dict[str, torch.Tensor] = {}
+    spreads = 0
+    for value in function.inputs:
         limit = limits.get(value.name)
         bounds = None if limit is None else (resolve(limit[0], sizes), resolve(limit[1], sizes))
         if bounds is not None and bounds[0] > bounds[1]:
             raise IRError(f"input {value.name!r} has no legal value for {sizes}: it must lie in {list(bounds)}")
-        inputs[value.name] = _draw(value.type, sizes, bounds, generator, place + number)
-    states = {n: _draw(module.states[n].type, sizes, None, generator, number) for n in used_states(module, function)}
+        if bounds is not None and value.type.rank == 1:
+            # In every other probe, neighbours run against each other: an early start meets a long length.
+            rising = number % 2 == 1 and spreads % 2 == 0
+            inputs[value.name] = spread(*bounds, *value.type.concrete(sizes), rising=rising).to(value.type.dtype)
+            spreads += 1
+        else:
+            inputs[value.name] = _draw(value.type, sizes, bounds, generator)
+    states = {n: _draw(module.states[n].type, sizes, None, generator) for n in used_states(module, function)}
     return Probe(inputs, states, sizes)
 
 
 def _draw(
-    type: TensorType, sizes: Mapping[str, int], bounds: tuple[int, int] | None, generator: torch.Generator, place: int
+    type: TensorType, sizes: Mapping[str, int], bounds: tuple[int, int] | None, generator: torch.Generator
 ) -> torch.Tensor:
     shape = type.concrete(sizes)
     if type.dtype.is_floating_point:
@@ -113,16 +120,14 @@ def _draw(
     if bounds is None and (type.dtype == torch.bool or len(shape) == 2):
         return left_padding(shape, generator).to(type.dtype)
     low, high = (0, FREE_INTEGERS) if bounds is None else bounds
-    if len(shape) == 1 and bounds is not None:
-        return spread(low, high, shape[0], place).to(type.dtype)
     return torch.randint(low, high + 1, shape, generator=generator).to(type.dtype)
 
 
-def spread(low: int, high: int, count: int, place: int) -> torch.Tensor:
-    """Integers for the rows of a batch (starts, lengths), spread over their range from its upper end down, so that rows
-    differ and long ones occur; `place` shifts the spread by less than a step, so that inputs differ."""
-    steps = (torch.arange(count) + (place % 3) / 3) / count
-    return (high - (steps * (high - low + 1)).floor()).to(torch.int64)
+def spread(low: int, high: int, count: int, *, rising: bool) -> torch.Tensor:
+    """Integers for the rows of a batch (starts, lengths), spread over their range from one of its ends, so that rows
+    differ and the extremes occur."""
+    steps = torch.arange(count) * (high - low + 1) // count
+    return low + steps if rising else high - steps
 
 
 def left_padding(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
