@@ -93,7 +93,7 @@ def test_exact_on_integers(
 
 @by_tile
 @pytest.mark.full
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(geometry=geometries(), sizes=sizes_of_groups, bias=st.booleans(), seed=st.integers(0, 2**31))
 def test_exact_on_integers_at_length(
     tile: FloatTile, geometry: ConvGeometry, sizes: tuple[int, int, int], bias: bool, seed: int
