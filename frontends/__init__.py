@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 
 from planish.frontends.exported import import_exported
+from planish.frontends.graph_module import import_graph_module
+from planish.frontends.nn_module import import_module
+from planish.frontends.pt2 import import_pt2
 from planish.ir import InputError, Module
 
 
@@ -30,4 +33,4 @@ def import_checkpoint(
     return checkpoint.import_checkpoint(folder, dtype, check_finite, rope_length)
 
 
-__all__ = ["import_checkpoint", "import_exported"]
+__all__ = ["import_checkpoint", "import_exported", "import_graph_module", "import_module", "import_pt2"]

@@ -20,7 +20,7 @@ from planish.frontends.calls import CallTranslator, Result
 from planish.frontends.functional import functional
 from planish.frontends.sources import source_of
 from planish.frontends.symbols import SymbolNames, dim_names, spec_leaves
-from planish.ir import Builder, IRError, Module, Operand, Param, ParamRef, UnsupportedError, dense_param
+from planish.ir import Builder, InputError, IRError, Module, Operand, Param, ParamRef, UnsupportedError, dense_param
 from planish.ir.attributes import Attribute
 
 _TENSOR_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -82,7 +82,8 @@ class _Import:
             raise UnsupportedError("this program cannot be imported: " + "; ".join(self.problems))
         names = list(output_names or [name for _, name in outputs])
         if len(names) != len(outputs):
-            raise UnsupportedError(f"the program has {len(outputs)} outputs, but {len(names)} names were given")
+            count = f"{len(outputs)} output{'s' if len(outputs) != 1 else ''}"
+            raise InputError(f"the program has {count}, but {len(names)} names were given")
         results = [self.results[node] for node, _ in outputs]
         function = self.builder.finish([_operand(r) for r in results], names)
         ranges = {"dim_ranges": self.names.ranges(self.program.range_constraints)}
