@@ -18,6 +18,7 @@ from planish.codegen.families.norms import NormFamily
 from planish.codegen.families.positions import PositionsFamily
 from planish.codegen.families.quantized_linear import QuantizeActivationFamily, QuantizedLinearFamily
 from planish.codegen.families.rope import RopeFamily
+from planish.codegen.families.softmax import SoftmaxFamily
 from planish.codegen.family import Family, Kernel, Site
 from planish.codegen.target import Target
 from planish.ir import Builder, Dense, Encoding, GroupedInt, InMemory, Module, Node, Param, ParamRef, TensorType
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     NormFamily(),
     PositionsFamily(),
     RopeFamily(),
+    SoftmaxFamily(),
     AttentionFamily(),
     CacheAppendFamily(),
     EmbeddingFamily(),

@@ -7,7 +7,7 @@ walks the value's elements once; each operation in between is evaluated once per
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def call_of(node: Node, operands: Sequence[Lazy | None], results: Sequence[Tenso
 class Unfolding:
     """Lazy tensors for the values of one fused group, over buffers that are already arguments of the kernel.
 
-    `retype` gives the type under which a value is walked (its own, unless axes are joined).
+    `retype` gives the type under which a value is walked (its own, unless axes are joined). `watch` is told of every
+    read of a leaf.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Unfolding:
         buffers: Mapping[Operand, Expr],
         symbols: Symbols,
         retype: Callable[[TensorType], TensorType] = lambda type: type,
+        watch: Callable[[TensorType, Indices], None] = lambda type, indices: None,
     ) -> None:
         self.fused, self.buffers, self.symbols, self.retype = fused, buffers, symbols, retype
+        self._watch = watch
         self._producers = {v: (node, n) for node in fused.nodes for n, v in enumerate(node.outputs)}
         self._made: dict[Any, Lazy] = {}
 
@@ -86,6 +89,7 @@ class Unfolding:
         leaf, buffer = self.fused.leaves[operand], self.buffers[operand]
 
         def at(indices: Indices) -> Expr:
+            self._watch(leaf.type, indices)
             element = buffer[indices] if indices else buffer[()]
             return convert(loaded(element, leaf.stored), leaf.stored, leaf.type.dtype)
 
@@ -117,15 +121,23 @@ def unbound(symbols: Symbols, shapes: Sequence[Sequence[Expr]]) -> list[str]:
     return [name for name, variable in symbols.variables.items() if id(variable) not in stated]
 
 
+@dataclass
+class _Draft:
+    """What is learnt of a kernel by writing it once: symbols that become arguments, and an axis to walk in blocks."""
+
+    symbols: list[str] = field(default_factory=list)
+    turned: int | None = None
+
+
 def fused_kernel(name: str, fused: Fused) -> tuple[Any, list[str]]:
     """The PrimFunc `(leaves..., symbols..., result)` of a fused group, and the names of these symbols."""
-    # Which symbols occur is known only once the body is written, so it is written twice.
-    _, used = _emit(name, fused, [])
-    return _emit(name, fused, used)
+    draft = _Draft()
+    _emit(name, fused, _Draft(), draft)
+    return _emit(name, fused, draft, _Draft()), draft.symbols
 
 
-def _emit(name: str, fused: Fused, extra: list[str]) -> tuple[Any, list[str]]:
-    symbols, used = Symbols(), list[str]()
+def _emit(name: str, fused: Fused, draft: _Draft, learnt: _Draft) -> Any:
+    symbols = Symbols()
 
     def body() -> None:
         leaf_shapes = [symbols.shape(leaf.type.shape) for leaf in fused.leaves.values()]
@@ -133,41 +145,48 @@ def _emit(name: str, fused: Fused, extra: list[str]) -> tuple[Any, list[str]]:
             emit.argument(f"x{n}", shape, STORAGE[leaf.stored])
             for n, (leaf, shape) in enumerate(zip(fused.leaves.values(), leaf_shapes))
         ]
-        for symbol in extra:
+        for symbol in draft.symbols:
             T.arg(symbol, symbols.variable(symbol))
         result = emit.argument("y", symbols.shape(fused.value.type.shape), STORAGE[fused.value.type.dtype])
         buffers: dict[Operand, Expr] = dict(zip(fused.leaves, arguments))
-        _body(fused, buffers, result, symbols)
-        used.extend(unbound(symbols, leaf_shapes))
+        _Body(fused, buffers, result, symbols, learnt).emit(draft.turned)
+        learnt.symbols = unbound(symbols, leaf_shapes)
 
-    return emit.prim_func(name, body), used
+    return emit.prim_func(name, body)
 
 
-def _body(fused: Fused, buffers: dict[Operand, Expr], result: Expr, symbols: Symbols) -> None:
-    type = fused.value.type
-    if fused.aligned:
-        runs = loops.joint_axes(type, [leaf.type for leaf in fused.leaves.values()])
-        rank = type.rank
+class _Body:
+    """The loops of one kernel, over joined axes where every operation is aligned."""
 
-        def retype(other: TensorType) -> TensorType:
-            return loops.joined(other, rank, runs)
+    def __init__(
+        self, fused: Fused, buffers: dict[Operand, Expr], result: Expr, symbols: Symbols, learnt: _Draft
+    ) -> None:
+        self.fused, self.buffers, self.result, self.symbols, self.learnt = fused, buffers, result, symbols, learnt
+        self.type, self.runs = fused.value.type, [[a] for a in range(fused.value.type.rank)]
+        if fused.aligned:
+            self.runs = loops.joint_axes(self.type, [leaf.type for leaf in fused.leaves.values()])
+        if len(self.runs) < self.type.rank:
+            self.buffers = {o: self._view(b, o.type) for o, b in buffers.items()}
+            self.result = self._view(result, self.type)
 
-        if len(runs) < rank:
-            buffers = {o: _view(b, symbols.shape(retype(o.type).shape)) for o, b in buffers.items()}
-            result = _view(result, symbols.shape(retype(type).shape))
-    else:
+    def _retype(self, type: TensorType) -> TensorType:
+        return loops.joined(type, self.type.rank, self.runs) if self.fused.aligned else type
 
-        def retype(other: TensorType) -> TensorType:
-            return other
+    def _view(self, buffer: Expr, type: TensorType) -> Expr:
+        """The same memory under the joined shape."""
+        shape = self.symbols.shape(self._retype(type).shape)
+        return T.decl_buffer(shape, str(buffer.dtype), data=buffer.data)
 
-    def element(indices: Indices) -> None:
+    def emit(self, turned: int | None) -> None:
+        loops.for_each(self.symbols.shape(self._retype(self.type).shape), self._element, turned=turned)
+
+    def _element(self, indices: Indices) -> None:
+        def watch(type: TensorType, read: Indices) -> None:
+            axis = next((a for a, i in enumerate(indices[:-1]) if read and read[-1] is i), None)
+            if axis is not None and type.shape[-1] != 1:
+                self.learnt.turned = axis
+
         # Variables of one branch or loop are not visible in another, so each gets its own unfolding.
-        lazy = Unfolding(fused, buffers, symbols, retype).lazy(fused.value)
-        T.buffer_store(result, stored(hold(lazy.at(indices)), type.dtype), list(indices) or [])
-
-    loops.for_each(symbols.shape(retype(type).shape), element)
-
-
-def _view(buffer: Expr, shape: tuple[Expr, ...]) -> Expr:
-    """The same memory under another shape."""
-    return T.decl_buffer(shape, str(buffer.dtype), data=buffer.data)
+        lazy = Unfolding(self.fused, self.buffers, self.symbols, self._retype, watch).lazy(self.fused.value)
+        value = hold(lazy.at(indices))
+        T.buffer_store(self.result, stored(value, self.type.dtype), list(indices))

@@ -7,6 +7,7 @@ vectors of it. Few elements are computed sooner than a second thread wakes up: t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -19,6 +20,8 @@ from planish.ir.types import same_dim
 
 CHUNK = 4096
 """Elements of the last axis in one task."""
+TURNED_BLOCK, LAST_BLOCK = 16, 64
+"""Elements of one block of a transposition: a cache line of what is read, some lines of what is written."""
 PARALLEL_ELEMENTS = 1 << 15
 """Fewer elements than this are computed by the calling thread alone."""
 
@@ -69,34 +72,85 @@ def unravel(index: Expr, sizes: Sequence[Expr]) -> list[Expr]:
     return found[::-1]
 
 
-def for_each(shape: Sequence[Expr], element: Callable[[Indices], None], cost: int = 1) -> None:
-    """Emit `element(indices)` for all indices of a tensor of that shape; `cost` weighs one element's arithmetic."""
+def for_each(
+    shape: Sequence[Expr], element: Callable[[Indices], None], cost: int = 1, turned: int | None = None
+) -> None:
+    """Emit `element(indices)` for all indices of a tensor of that shape; `cost` weighs one element's arithmetic.
+
+    `turned` is an axis along which what is read lies contiguously while the result does so along the last: the two are
+    then walked in blocks, within which every cache line that is touched is used up.
+    """
     if not shape:
         element(())
         return
+    total = emit.index(1)
+    for size in shape:
+        total = total * size
+
+    def tasks(parallel: bool) -> None:
+        if turned is None:
+            _rows(shape, element, parallel)
+        else:
+            _blocks(shape, turned, element, parallel)
+
+    enough = max(1, PARALLEL_ELEMENTS // cost)
+    if isinstance(total, tirx.IntImm):
+        tasks(parallel=int(total) >= enough)
+    else:
+        emit.branch(total < enough, lambda: tasks(False), lambda: tasks(True))
+
+
+def _rows(shape: Sequence[Expr], element: Callable[[Indices], None], parallel: bool) -> None:
+    """Tasks of some outer indices, or of a chunk of the last axis where that is long or its size unknown."""
     *outer, inner = shape
-    outer = list(outer)
+    nested = _small_axes(shape)
+    outer, within = outer[: len(outer) - nested], outer[len(outer) - nested :]
     rows = emit.index(1)
     for size in outer:
         rows = rows * size
-    whole = isinstance(inner, tirx.IntImm) and int(inner) <= CHUNK
+    whole = _known(inner) is not None and int(inner) <= CHUNK
     chunks = emit.index(1) if whole else emit.ceil_div(inner, CHUNK)
+    with emit.loop("task", rows * chunks, parallel=parallel) as task, ExitStack() as stack:
+        fixed = unravel(task if whole else tirx.floordiv(task, chunks), outer)
+        fixed += [stack.enter_context(emit.loop("j", size)) for size in within]
+        if whole:
+            with emit.loop("i", inner) as i:
+                element((*fixed, i))
+            return
+        start = emit.bind("start", tirx.floormod(task, chunks) * CHUNK)
+        with emit.loop("i", T.min(inner - start, emit.index(CHUNK))) as i:
+            element((*fixed, start + i))
 
-    def tasks(parallel: bool) -> None:
-        with emit.loop("task", rows * chunks, parallel=parallel) as task:
-            row = task if whole else tirx.floordiv(task, chunks)
-            fixed = tuple(unravel(row, outer))
-            if whole:
-                with emit.loop("i", inner) as i:
-                    element((*fixed, i))
-                return
-            start = emit.bind("start", tirx.floormod(task, chunks) * CHUNK)
-            with emit.loop("i", T.min(inner - start, emit.index(CHUNK))) as i:
-                element((*fixed, start + i))
 
-    total = rows * inner
-    few = total < PARALLEL_ELEMENTS // cost
-    if isinstance(total, tirx.IntImm):
-        tasks(parallel=int(total) >= PARALLEL_ELEMENTS // cost)
-    else:
-        emit.branch(few, lambda: tasks(False), lambda: tasks(True))
+def _small_axes(shape: Sequence[Expr]) -> int:
+    """How many axes before the last belong into a task as loops, because their elements together are few."""
+    together = _known(shape[-1])
+    count = 0
+    for size in reversed(shape[:-1]):
+        known = _known(size)
+        if together is None or known is None or together * known > CHUNK:
+            break
+        together, count = together * known, count + 1
+    return count
+
+
+def _known(size: Expr) -> int | None:
+    return int(size) if isinstance(size, tirx.IntImm) else None
+
+
+def _blocks(shape: Sequence[Expr], turned: int, element: Callable[[Indices], None], parallel: bool) -> None:
+    """Tasks of a block of the turned and the last axis each."""
+    others = [size for axis, size in enumerate(shape[:-1]) if axis != turned]
+    counts = [emit.ceil_div(shape[turned], TURNED_BLOCK), emit.ceil_div(shape[-1], LAST_BLOCK)]
+    rows = counts[0] * counts[1]
+    for size in others:
+        rows = rows * size
+    with emit.loop("task", rows, parallel=parallel) as task:
+        *fixed, first, second = unravel(task, [*others, *counts])
+        u0, v0 = emit.bind("u0", first * TURNED_BLOCK), emit.bind("v0", second * LAST_BLOCK)
+        with (
+            emit.loop("u", T.min(shape[turned] - u0, emit.index(TURNED_BLOCK))) as u,
+            emit.loop("v", T.min(shape[-1] - v0, emit.index(LAST_BLOCK))) as v,
+        ):
+            indices = [*fixed[:turned], u0 + u, *fixed[turned:], v0 + v]
+            element(tuple(indices))
