@@ -3,11 +3,13 @@
 Keys are visited block by block with a running maximum and a running sum (Milakov and Gimelshein, "Online normalizer
 calculation for softmax", 2018; Dao et al., "FlashAttention", 2022), so no matrix of scores is ever stored. A thread
 takes a *task*: some rows of queries that share a key-value head, a row being one query head at one position, and all
-blocks that any of them sees; within a task the rows pass in *subtiles* over each block.
+blocks that any of them sees; within a task the rows pass in *subtiles* over each block, and a subtile visits only those
+*groups* of keys in the block that one of its rows sees.
 
-The law. Blocks stand at fixed positions of the sequence. What one block does to a row is a fixed sequence of operations,
-and a block of which the row sees nothing multiplies by one and adds zero. So the bits of a row depend on its query and on
-the keys and values it sees, and not on how many queries are computed together, nor in how many calls.
+The law. Blocks and groups stand at fixed positions of the sequence. What a block does to a row is a fixed sequence of
+operations, in which keys the row does not see add zero, and a block of which it sees nothing multiplies by one. So the
+bits of a row depend on its query and on the keys and values it sees, and not on how many queries are computed together,
+nor in how many calls.
 
 The mask is a range of keys for each position (causal, window, chunk and the number of keys are all ranges) and, besides,
 a padding flag for each key.
@@ -45,7 +47,7 @@ class Attention:
         padding, start, kv_length, slopes, sinks: whether the kernel takes that operand.
         bias: None, or for each of the axes (batch, heads, length, keys) whether the bias has it; else it is 1 there.
         rows, key_vectors, value_vectors: register tiles, in rows and in vectors of keys or of value elements.
-        block_vectors: vectors of keys in a block; part of the result's bits.
+        block_vectors: vectors of keys in a block. Like key_vectors, part of the result's bits.
         task_rows: rows in a task, a multiple of `rows`.
     """
 
@@ -69,7 +71,7 @@ class Attention:
     rows: int = 6
     key_vectors: int = 4
     value_vectors: int = 4
-    block_vectors: int = 4
+    block_vectors: int = 16
     task_rows: int = 48
 
     def __post_init__(self) -> None:
@@ -123,14 +125,19 @@ class Attention:
         step = gcd(self.group, self.rows)
         return sorted({self.rows, *(h for h in (1, 2, 4) if h < self.rows and h % step == 0), step})
 
+    @property
+    def streaming_heights(self) -> list[int]:
+        """Heights at which the next block is asked for ahead: with few rows to a task, memory is what is waited for."""
+        return [height for height in self.heights if height < self.rows]
+
 
 def configure(tile: FloatTile, **attributes: Any) -> Attention:
     """The kernel for a machine's vectors with register tiles that fill its registers."""
     if tile.registers >= 32:
         return Attention(
-            tile=tile, rows=6, key_vectors=4, value_vectors=4, block_vectors=64 // tile.lanes, **attributes
+            tile=tile, rows=6, key_vectors=4, value_vectors=4, block_vectors=256 // tile.lanes, **attributes
         )
-    return Attention(tile=tile, rows=6, key_vectors=2, value_vectors=2, block_vectors=64 // tile.lanes, **attributes)
+    return Attention(tile=tile, rows=6, key_vectors=2, value_vectors=2, block_vectors=256 // tile.lanes, **attributes)
 
 
 class Operands:

@@ -20,21 +20,33 @@ if TYPE_CHECKING:
 class Subtile:
     """At most ``config.rows`` rows of a task, from its row ``row`` on, in front of the block of keys from ``base`` on.
 
-    ``lowest`` and ``end`` bound the keys that any of the rows sees.
+    ``lowest`` and ``end`` bound the keys that any of the rows sees. Only those *groups* of ``key_vectors`` vectors of keys
+    are visited that contain one: ``groups`` of them from number ``first_group`` of the block on.
     """
 
     def __init__(self, task: AttentionTask, row: Expr, base: Expr) -> None:
-        self.config, self.base = task.config, base
+        self.task, self.config, self.base = task, task.config, base
         self.row = emit.bind("row", row)
         self.first = emit.bind("first_row", task.first + row)
         self.count = emit.bind("rows", T.min(task.count - row, emit.index(task.config.rows)))
-        first, last = (emit.bind("position", task.position(r)) for r in (self.first, self.first + self.count - 1))
-        self.lowest, self.end = emit.bind("lowest", task.lowest(first)), emit.bind("end", task.end(last))
-        past = base + task.config.block
-        self.sees_some = T.And(base < self.end, past > self.lowest)
-        self.sees_all = T.And(base >= task.lowest(last), past <= task.end(first))
-        if task.config.padding:
-            self.sees_all = False
+        self.first_position, self.last_position = (
+            emit.bind("position", task.position(r)) for r in (self.first, self.first + self.count - 1)
+        )
+        self.lowest = emit.bind("lowest", task.lowest(self.first_position))
+        self.end = emit.bind("end", task.end(self.last_position))
+        self.sees_some = T.And(base < self.end, base + task.config.block > self.lowest)
+        self.group_keys = task.config.key_vectors * task.config.tile.lanes
+        self.first_group = emit.bind("first_group", T.max(self.lowest - base, emit.index(0)) // self.group_keys)
+        last = T.min(self.end - base, emit.index(task.config.block))
+        self.groups = emit.bind("groups", emit.ceil_div(last, self.group_keys) - self.first_group)
+
+    def sees_all(self, group: Expr) -> Expr | bool:
+        """Whether every row sees every key of a group."""
+        if self.config.padding:
+            return False
+        begin = self.base + group * self.group_keys
+        whole = begin + self.group_keys <= self.task.end(self.first_position)
+        return T.And(begin >= self.task.lowest(self.last_position), whole)
 
     def at_height(self, body: Callable[[int], None]) -> None:
         """Emit ``body(h)`` for the smallest height of a register tile that holds all rows."""
@@ -64,7 +76,8 @@ class Scores:
             last = self.subtile.first + self.subtile.count - 1
             numbers = [emit.bind("r", T.min(self.subtile.first + x, last)) for x in range(height)]
             queries = [(emit.bind("query", r // config.group), emit.bind("head", task.query_head(r))) for r in numbers]
-            with emit.loop("group", config.block_vectors // config.key_vectors) as group:
+            with emit.loop("group", self.subtile.groups) as number:
+                group = emit.bind("group", self.subtile.first_group + number)
                 first = self.subtile.base // lanes + group * config.key_vectors
                 # A block may reach past the last panel; its masked scores come from any panel.
                 panels = [
@@ -75,6 +88,11 @@ class Scores:
                     for v in range(config.key_vectors):
                         emit.store(row, [v * lanes], self.tile.broadcast(T.float32(0)), lanes)
                 with emit.loop("element", config.size) as element:
+                    if height < config.rows:
+                        for panel in panels:
+                            emit.prefetch(
+                                self.operands.k, [task.b, task.head, panel + config.block_vectors, element, 0]
+                            )
                     keys = [
                         math.hold(
                             self.tile.widen(
@@ -96,27 +114,31 @@ class Scores:
 
         self.subtile.at_height(at_height)
 
-    def largest(self, masked: bool) -> None:
-        """Emit products to scores, invisible ones -inf if ``masked``, and ``task.raised``: the largest with this block."""
+    def largest(self) -> None:
+        """Emit products to scores, invisible ones -inf, and ``task.raised``: the largest score with this block."""
         config, lanes, task = self.config, self.tile.lanes, self.task
         with emit.loop("row", self.subtile.count) as x:
             row = emit.bind("r", self.subtile.first + x)
             position = emit.bind("position", task.position(row))
-            best = []
-            for v in range(config.block_vectors):
-                at = [x * config.block + v * lanes]
-                score = math.hold(self._score(emit.load(task.weights, at, lanes), row, position, v * lanes))
-                if masked:
-                    score = math.hold(self._masked(score, position, v * lanes))
-                emit.store(task.weights, at, score, lanes)
-                best.append(score)
-            while len(best) > 1:
-                pairs = zip(best[::2], best[1::2])
-                best = [math.hold(math.maximum(a, b)) for a, b in pairs] + best[len(best) // 2 * 2 :]
-            before = math.hold(task.largest[self.subtile.row + x])
-            T.buffer_store(task.raised, math.maximum(math.hold(across(best[0], math.maximum)), before), [x])
+            best = self._registers(float("-inf"))
+            with emit.loop("group", self.subtile.groups) as number:
+                group = emit.bind("group", self.subtile.first_group + number)
 
-    def _score(self, product: Expr, row: Expr, position: Expr, offset: int) -> Expr:
+                def visit(masked: bool) -> None:
+                    for v in range(config.key_vectors):
+                        offset = (group * config.key_vectors + v) * lanes
+                        at = [x * config.block + offset]
+                        score = math.hold(self._score(emit.load(task.weights, at, lanes), row, position, offset))
+                        if masked:
+                            score = math.hold(self._masked(score, position, offset))
+                        emit.store(task.weights, at, score, lanes)
+                        emit.store(best, [v * lanes], math.maximum(emit.load(best, [v * lanes], lanes), score), lanes)
+
+                emit.branch(self.subtile.sees_all(group), lambda: visit(masked=False), lambda: visit(masked=True))
+            largest = math.hold(across(self._combined(best, math.maximum), math.maximum))
+            T.buffer_store(task.raised, math.maximum(largest, math.hold(task.largest[self.subtile.row + x])), [x])
+
+    def _score(self, product: Expr, row: Expr, position: Expr, offset: Expr) -> Expr:
         """scale, soft cap, slope and bias, with every product that meets a sum in one fused multiply-add."""
         config, lanes, operands, task = self.config, self.tile.lanes, self.operands, self.task
         factor, key = config.scale, self.subtile.base + offset
@@ -142,7 +164,7 @@ class Scores:
         # Adding zero keeps the product from being fused with the difference that follows in one place only.
         return self.tile.fma(product, self._constant(factor), self._constant(0) if addend is None else addend)
 
-    def _masked(self, score: Expr, position: Expr, offset: int) -> Expr:
+    def _masked(self, score: Expr, position: Expr, offset: Expr) -> Expr:
         lanes, task = self.tile.lanes, self.task
         # One unsigned comparison tests both ends of the range.
         lowest = emit.bind("lowest", task.lowest(position))
@@ -167,17 +189,35 @@ class Scores:
         emit.store(task.raised, [0], reference, lanes)
         with emit.loop("row", self.subtile.count) as x:
             reference = math.hold(self.tile.broadcast(task.raised[x]))
-            sums = []
-            for v in range(config.block_vectors):
-                at = [x * config.block + v * lanes]
-                weight = math.hold(math.exp_nonpositive(emit.load(task.weights, at, lanes) - reference))
-                emit.store(task.weights, at, weight, lanes)
-                sums.append(weight)
-            while len(sums) > 1:
-                sums = [math.hold(a + b) for a, b in zip(sums[::2], sums[1::2])] + sums[len(sums) // 2 * 2 :]
+            sums = self._registers(0.0)
+            with emit.loop("group", self.subtile.groups) as number:
+                group = emit.bind("group", self.subtile.first_group + number)
+                for v in range(config.key_vectors):
+                    at = [x * config.block + (group * config.key_vectors + v) * lanes]
+                    weight = math.hold(math.exp_nonpositive(emit.load(task.weights, at, lanes) - reference))
+                    emit.store(task.weights, at, weight, lanes)
+                    emit.store(sums, [v * lanes], emit.load(sums, [v * lanes], lanes) + weight, lanes)
             at = [(self.subtile.row + x) * lanes]
             correction = self.tile.broadcast(task.corrections[x])
-            emit.store(task.sums, at, self.tile.fma(emit.load(task.sums, at, lanes), correction, sums[0]), lanes)
+            total = self._combined(sums, lambda a, b: a + b)
+            emit.store(task.sums, at, self.tile.fma(emit.load(task.sums, at, lanes), correction, total), lanes)
+
+    def _registers(self, number: float) -> Expr:
+        """One register for each vector of a group, all holding ``number``."""
+        lanes = self.tile.lanes
+        buffer = emit.registers("partial", self.config.key_vectors * lanes)
+        for v in range(self.config.key_vectors):
+            emit.store(buffer, [v * lanes], self._constant(number), lanes)
+        return buffer
+
+    def _combined(self, buffer: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """The registers of ``buffer`` pairwise down to one vector."""
+        lanes = self.tile.lanes
+        parts = [math.hold(emit.load(buffer, [v * lanes], lanes)) for v in range(self.config.key_vectors)]
+        while len(parts) > 1:
+            rest = parts[len(parts) // 2 * 2 :]
+            parts = [math.hold(combine(a, b)) for a, b in zip(parts[::2], parts[1::2])] + rest
+        return parts[0]
 
     def _constant(self, number: float) -> Expr:
         return self.tile.broadcast(T.float32(number))

@@ -117,7 +117,7 @@ class AttentionTask:
         def steps() -> None:
             scores = Scores(self, subtile)
             scores.products()
-            emit.branch(subtile.sees_all, lambda: scores.largest(masked=False), lambda: scores.largest(masked=True))
+            scores.largest()
             scores.exponentials()
             self._add_values(subtile)
 
@@ -139,6 +139,10 @@ class AttentionTask:
                     emit.store(row, [v * lanes], emit.load(self.outputs, [places[x][v]], lanes) * correction, lanes)
             with emit.loop("key", steps) as step:
                 key = begin + step
+                if height in config.streaming_heights:
+                    for v in range(vectors):
+                        place = subtile.base + key + config.block
+                        emit.prefetch(self.operands.v, [self.b, self.head, place, (vector + v) * lanes])
                 values = [self._value(subtile.base + key, key, (vector + v) * lanes) for v in range(vectors)]
                 for x, row in enumerate(rows):
                     weight = self.tile.broadcast(self.weights[x * config.block + key])

@@ -116,6 +116,12 @@ def store(buffer: Expr, indices: Sequence[Expr | int], vector: Expr, lanes: int)
     T.buffer_store(buffer, vector, [*indices[:-1], T.ramp(indices[-1], 1, lanes)])
 
 
+def prefetch(buffer: Expr, indices: Sequence[Expr | int]) -> None:
+    """Ask for the cache line of one element ahead of its use; a place outside the buffer does no harm."""
+    line = T.address_of(buffer[tuple(indices)])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(0), T.int32(3), T.int32(1)))
+
+
 def branch(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
     """Emit ``if condition: then() else: otherwise()``; a condition known now leaves only the side it selects."""
     if isinstance(condition, bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,7 +44,9 @@ MASKS = ("causal", "window", "chunk", "softcap", "scale")
 
 
 def config_of(tile: FloatTile, variant: str) -> Attention:
-    return configure(tile, **{"scale": 0.3, "cache_dtype": "float32", **VARIANTS[variant]})
+    """A kernel cut so small that a hundred keys pass through several blocks and groups, and thirty rows through tasks."""
+    config = configure(tile, **{"scale": 0.3, "cache_dtype": "float32", **VARIANTS[variant]})
+    return replace(config, block_vectors=2 * config.key_vectors, task_rows=2 * config.rows)
 
 
 @cache
@@ -232,13 +234,25 @@ def test_any_split_over_calls_equals_the_whole(tile: FloatTile, variant: str, da
 @by_tile
 def test_without_cache_start_and_length(tile: FloatTile) -> None:
     cached = config_of(tile, "grouped")
-    alone = configure(tile, scale=0.3, cache_dtype="float32", start=False, kv_length=False, **VARIANTS["grouped"])
+    alone = replace(cached, start=False, kv_length=False)
     problem = Problem.draw(cached, 2, 100, 100, 3)
     problem.start, problem.kv_length = torch.zeros(2, dtype=torch.int64), torch.full((2,), 100)
     caches = [torch.full(layout.shape(2, 100), float("nan")) for layout in (alone.keys_layout, alone.values_layout)]
     for layout, cache_, new in zip((alone.keys_layout, alone.values_layout), caches, (problem.k, problem.v)):
         compiled_cache(cache_pack, layout, tile)(new, cache_)
     assert torch.equal(apply_to_caches(alone, problem, *caches), apply(cached, problem))
+
+
+@by_tile
+@pytest.mark.parametrize("capacity", [255, 256, 700])
+def test_the_kernel_as_it_is_cut_for_the_machine(tile: FloatTile, capacity: int) -> None:
+    config = configure(tile, heads=8, kv_heads=2, size=64, value_size=64, scale=0.125, cache_dtype="float32")
+    problem = Problem.draw(config, 1, 120, capacity, 11)
+    problem.start, problem.kv_length = torch.tensor([capacity - 120]), torch.tensor([capacity])
+    y = apply(config, problem)
+    assert bool(((y.double() - meaning(config, problem, problem.v)).abs() <= bound(config, problem)).all())
+    for part in (slice(0, 119), slice(119, 120), slice(50, 57)):
+        assert torch.equal(apply(config, problem.rows(part)), y[:, part])
 
 
 @by_tile
