@@ -1,7 +1,7 @@
 """Probe inputs of a function, made from its types and from what its operations demand of their operands.
 
 Sizes are asymmetric and differ from each other, so that no two axes are taken for one; a window or chunk that a
-sequence must exceed to show is exceeded. Truth values are left padding: row i begins with i false elements.
+sequence must exceed to show is exceeded. Truth values are left padding: each row begins with one more false element.
 """
 
 from __future__ import annotations
@@ -106,19 +106,19 @@ def make_probe(module: Module, function: Function, number: int, seed: int) -> Pr
             inputs[value.name] = spread(*bounds, *value.type.concrete(sizes), rising=rising).to(value.type.dtype)
             spreads += 1
         else:
-            inputs[value.name] = _draw(value.type, sizes, bounds, generator)
-    states = {n: _draw(module.states[n].type, sizes, None, generator) for n in used_states(module, function)}
+            inputs[value.name] = _draw(value.type, sizes, bounds, generator, number)
+    states = {n: _draw(module.states[n].type, sizes, None, generator, number) for n in used_states(module, function)}
     return Probe(inputs, states, sizes)
 
 
 def _draw(
-    type: TensorType, sizes: Mapping[str, int], bounds: tuple[int, int] | None, generator: torch.Generator
+    type: TensorType, sizes: Mapping[str, int], bounds: tuple[int, int] | None, generator: torch.Generator, number: int
 ) -> torch.Tensor:
     shape = type.concrete(sizes)
     if type.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(type.dtype)
     if bounds is None and (type.dtype == torch.bool or len(shape) == 2):
-        return left_padding(shape, generator).to(type.dtype)
+        return left_padding(shape, generator, number % 2).to(type.dtype)
     low, high = (0, FREE_INTEGERS) if bounds is None else bounds
     return torch.randint(low, high + 1, shape, generator=generator).to(type.dtype)
 
@@ -130,10 +130,10 @@ def spread(low: int, high: int, count: int, *, rising: bool) -> torch.Tensor:
     return low + steps if rising else high - steps
 
 
-def left_padding(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """True for real elements: row i of the last axis begins with i false ones, at least one element stays true."""
+def left_padding(shape: tuple[int, ...], generator: torch.Generator, first: int) -> torch.Tensor:
+    """True for real elements: row i of the last axis begins with `first` + i false ones, at least one stays true."""
     if len(shape) < 2:
         return torch.randint(0, 2, shape, generator=generator).to(torch.bool)
     rows, length = shape[-2], shape[-1]
-    padded = torch.arange(rows).clamp(max=max(0, length - 1)).unsqueeze(1)
+    padded = (first + torch.arange(rows)).clamp(max=max(0, length - 1)).unsqueeze(1)
     return (torch.arange(length) >= padded).expand(shape).contiguous()

@@ -206,8 +206,8 @@ class RegionCheck:
 
 def _coarsest(region: Region) -> float:
     """The largest unit roundoff among the dtypes with which the source's side computes."""
-    types = [o.type for pair in region.pairs for o in pair[:1]]
-    types += [v.type for v in region.cut] + [v.type for n in region.source_nodes for v in n.outputs]
+    types = [old.type for old, _ in region.pairs]
+    types += [v.type for n in region.source_nodes for v in n.outputs]
     return max(unit_roundoff(t.dtype) for t in types)
 
 
