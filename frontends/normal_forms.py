@@ -76,8 +76,9 @@ def _chunk(emit: Emit, a: Mapping[str, Any], result: TensorType) -> tuple[Operan
     return emit.several("split.Tensor", a["self"], result.shape[axis], axis)
 
 
-def _split_sizes(emit: Emit, a: Mapping[str, Any], result: TensorType) -> tuple[Operand, ...]:
-    return emit.several("split_with_sizes.default", a["self"], a["split_size"], a["dim"] % result.rank)
+def _split(overload: str, sizes: str) -> NormalForm:
+    """Along an axis counted from the front."""
+    return lambda emit, a, result: emit.several(overload, a["self"], a[sizes], a["dim"] % result.rank)
 
 
 def _slice(emit: Emit, a: Mapping[str, Any], result: TensorType) -> Operand | None:
@@ -164,7 +165,9 @@ NORMAL_FORMS: dict[str, NormalForm] = {
     "mT.default": _transposed(-2, -1),
     "numpy_T.default": _reversed,
     "chunk.default": _chunk,
-    "split.sizes": _split_sizes,
+    "split.Tensor": _split("split.Tensor", "split_size"),
+    "split.sizes": _split("split_with_sizes.default", "split_size"),
+    "split_with_sizes.default": _split("split_with_sizes.default", "split_sizes"),
     "slice.Tensor": _slice,
     "arange.default": _arange,
     "arange.start": _arange,

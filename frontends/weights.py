@@ -19,7 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from planish.ir import Computed, Dense, InFile, InputError, Param, TensorType
-from planish.ir.types import DTYPES
+from planish.ir.types import DTYPES, dtype_name
 
 _STORED_DTYPES = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
@@ -149,6 +149,11 @@ def checkpoint_params(folder: Path, model: Any) -> dict[str, Param]:
 
 def _direct_param(name: str, stored: StoredTensor, wanted: torch.Tensor) -> Param:
     _check_shape(name, stored.shape, wanted, f"{stored.path.name}")
+    if stored.dtype.is_floating_point != wanted.dtype.is_floating_point:
+        raise InputError(
+            f"parameter {name!r} is stored as {dtype_name(stored.dtype)} in {stored.path.name}, but the model computes "
+            f"with {dtype_name(wanted.dtype)}; a checkpoint quantised elsewhere must be converted to BF16 first"
+        )
     kind = TensorType(wanted.dtype, stored.shape)
     return Param(name, kind, Dense(stored.dtype), InFile(stored.path, {"values": stored.key}))
 

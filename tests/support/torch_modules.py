@@ -46,7 +46,8 @@ class Residual(nn.Module):
         self.block = block
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.block(x)
+        changed: torch.Tensor = self.block(x)
+        return x + changed
 
 
 class SelfAttention(nn.Module):
@@ -66,7 +67,8 @@ class SelfAttention(nn.Module):
         parts = joined[0].chunk(3, dim=-1) if len(joined) == 1 else joined
         q, k, v = (p.view(batch, tokens, self.heads, -1).transpose(1, 2) for p in parts)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+        result: torch.Tensor = self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+        return result
 
 
 class GatedMlp(nn.Module):
@@ -78,11 +80,14 @@ class GatedMlp(nn.Module):
         self.down, self.act = nn.Linear(inner, width, bias=False), act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        result: torch.Tensor = self.down(self.act(self.gate(x)) * self.up(x))
+        return result
 
 
 class Scale(nn.Module):
     """x times a learned vector of its last axis, plus a buffer."""
+
+    offset: torch.Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
