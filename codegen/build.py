@@ -17,9 +17,10 @@ from planish.codegen.lower import Lowered, lower
 from planish.codegen.pipeline import compile_module
 from planish.codegen.registry import select
 from planish.codegen.report import build_report
+from planish.codegen.states import choose_layouts, layouts_of
 from planish.codegen.target import Target
 from planish.codegen.weights_file import write_weights
-from planish.ir import InputError, Module, Node
+from planish.ir import Function, InputError, Module, Node
 from planish.ir.text import print_module
 from planish.ir.types import dtype_name
 
@@ -76,8 +77,10 @@ def build(
 def prepare(module: Module, target: Target) -> Module:
     """The module in the form that lowering takes: IR to IR, with the same meaning."""
 
-    def served(node: Node) -> bool:
-        return isinstance(select(node, Site(module, target)), Kernel)
+    def served(module: Module, function: Function) -> Callable[[Node], bool]:
+        layouts = choose_layouts(module, target.float_tile.lanes)
+        site = Site(module, target, layouts_of(function, layouts))
+        return lambda node: isinstance(select(node, site), Kernel)
 
     return legalise(module, DECOMPOSITIONS, served)
 

@@ -26,6 +26,8 @@ Decomposition: TypeAlias = "Callable[[Legaliser, Arguments, Node], Operand | Seq
 
 # Operations that only move elements need no wider arithmetic, nor do those whose kernels widen by themselves.
 _MOVING = (Aten, CacheAppend, LastToken, Positions)
+FOLD_LIMIT = 1 << 24
+"""Bytes of the largest constant that is computed when the artifact is written rather than at every call."""
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -79,7 +81,8 @@ class Legaliser(Rewriter):
         if self._is_half(node):
             return self._widened(node)
         rule = self.decompositions.get(tables.overload(node) or op.name)
-        if rule is None or self.served(node):
+        # Where a value lies in memory is known of the original function only.
+        if rule is None or self.served(node if like is None else like):
             self.nodes.append(node)
             return node.outputs
         results = rule(self, bound_arguments(node), node)
@@ -135,10 +138,21 @@ def bound_arguments(node: Node) -> Arguments:
     return found
 
 
-def legalise(module: Module, decompositions: dict[str, Decomposition], served: Callable[[Node], bool]) -> Module:
-    """The module in the form that `lower` takes. `served` says which nodes have a kernel of their own as they are."""
-    for function in module.functions.values():
-        legaliser = Legaliser(function, module, decompositions, served)
-        rewritten = legaliser.run()
-        module = module.with_function(rewritten).with_params(legaliser.params.values())
-    return FoldConstants(limit_bytes=1 << 24).apply(module, Context()).module
+def legalise(
+    module: Module, decompositions: dict[str, Decomposition], served: Callable[[Module, Function], Callable[[Node], bool]]
+) -> Module:
+    """The module in the form that `lower` takes.
+
+    `served(module, function)` says which of a function's nodes have a kernel of their own as they are. An append to a
+    cache has one only while attention has, and a kernel wants parameters where constants stand: so what the first round
+    writes out is looked at a second time.
+    """
+    fold = FoldConstants(limit_bytes=FOLD_LIMIT)
+    for _ in range(2):
+        module = fold.apply(module, Context()).module
+        asked = {name: served(module, function) for name, function in module.functions.items()}
+        for function in module.functions.values():
+            legaliser = Legaliser(function, module, decompositions, asked[function.name])
+            rewritten = legaliser.run()
+            module = module.with_function(rewritten).with_params(legaliser.params.values())
+    return fold.apply(module, Context()).module
