@@ -20,17 +20,19 @@ from typing import Any
 PROMPT = 512
 PREFIX = 32
 
-MEMORY = """
-import resource, sys, time
-start = time.perf_counter()
+MEMORY = r"""
+import re, sys, time
+from pathlib import Path
 from planish.codegen.runtime.executable import open_artifact
+start = time.perf_counter()
 model = open_artifact(sys.argv[1], threads=int(sys.argv[2]), check=False)
 loaded = time.perf_counter() - start
 session = model.session()
 session.read([[n % int(sys.argv[3]) for n in range(512)]])
 for n in range(8):
     session.read([[n % int(sys.argv[3])]])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not rusage: a child inherits its parent's peak there.
+peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(loaded, peak, session.nbytes)
 """
 

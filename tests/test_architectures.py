@@ -56,13 +56,14 @@ def _batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reference(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits of each row read alone, so that padding has no say."""
-    width = model.config.hidden_size if model.get_output_embeddings() is None else VOCABULARY
-    rows = torch.zeros(*ids.shape, width, dtype=torch.float64)
+    """Logits of each row read alone, so that padding has no say; an encoder sees its rows where they stand."""
+    rows = torch.zeros(*ids.shape, VOCABULARY, dtype=torch.float64)
+    if model.get_output_embeddings() is None:
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.double()
     with torch.no_grad():
         for b in range(ids.shape[0]):
-            out = model(input_ids=ids[b, mask[b]].unsqueeze(0))
-            rows[b, mask[b]] = (out.logits if "logits" in out else out.last_hidden_state)[0].double()
+            rows[b, mask[b]] = model(input_ids=ids[b, mask[b]].unsqueeze(0)).logits[0].double()
     return rows
 
 
