@@ -52,9 +52,9 @@ def megabytes(count: int) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar that a caller moves with (fraction between 0 and 1, phrase)."""
+    """A bar that a caller moves with (fraction between 0 and 1, phrase); nothing where no terminal shows it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(), transient=True) as bars:
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bars:
         task = bars.add_task(what, total=1.0)
 
         def move(fraction: float, phrase: str) -> None:

@@ -108,7 +108,7 @@ def test_unknown_operations_are_all_listed() -> None:
         ("pases: []\n", "has the unknown key 'pases'; did you mean 'passes'?"),
         ("passes: [quantise-weight]\n", "did you mean 'quantize-weights'?"),
         ("passes: [{quantize-weights: {gruop: 32}}]\n", "'gruop'"),
-        ("passes: [{quantize-weights: {bits: four}}]\n", "bits"),
+        ("passes: [{quantize-weights: {linear: four}}]\n", "linear"),
         ("passes: []\npasses: []\n", "the key 'passes' stands twice in line 1"),
         ("passes: [\n", "is not YAML"),
     ],
