@@ -97,7 +97,8 @@ def for_each(
     if isinstance(total, tirx.IntImm):
         tasks(parallel=int(total) >= enough)
     else:
-        emit.branch(total < enough, lambda: tasks(False), lambda: tasks(True))
+        # Opaque, or TVM concludes from a side that only empty tensors take that sizes are 0, and divides by them.
+        emit.branch(emit.bind("elements", total) < enough, lambda: tasks(False), lambda: tasks(True))
 
 
 def _rows(shape: Sequence[Expr], element: Callable[[Indices], None], parallel: bool) -> None:

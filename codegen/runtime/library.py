@@ -77,4 +77,8 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise InputError(f"compiled code needs at least one thread, not {count}")
     _load_runtime()
+    # TVM binds the calling thread to a core, and threads that it starts later (torch's own) would inherit that one core.
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     tvm_ffi.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, count)
+    if allowed is not None:
+        os.sched_setaffinity(0, allowed)
