@@ -25,6 +25,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention_task import AttentionTask
+from planish.codegen.kernels.float_gemm import check_registers
 from planish.codegen.kernels.kv_cache import CacheLayout
 from planish.codegen.kernels.vectors import padded
 from planish.codegen.tiles.float import Expr, FloatTile
@@ -82,11 +83,10 @@ class Attention:
         for name, span in (("window", self.window), ("chunk", self.chunk)):
             if span is not None and span < 1:
                 raise ValueError(f"the attention's {name} must be at least 1, got {span}")
-        widest = max(self.key_vectors, self.value_vectors)
-        if self.rows * widest + widest + 1 > self.tile.registers or self.rows > self.tile.lanes:
+        check_registers(self.tile, self.rows, max(self.key_vectors, self.value_vectors))
+        if self.rows > self.tile.lanes:
             raise ValueError(
-                f"register tiles of {self.rows} rows by {widest} vectors do not fit the {self.tile.registers} registers "
-                f"of {self.tile.name}, or have more rows than its {self.tile.lanes} lanes"
+                f"an attention subtile of {self.rows} rows has more than the {self.tile.lanes} lanes of a vector"
             )
         if self.block_vectors % self.key_vectors or self.task_rows % self.rows:
             raise ValueError(

@@ -10,6 +10,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
+from planish.codegen.kernels.float_gemm import Step, register_tile
 from planish.codegen.kernels.vectors import across
 from planish.codegen.tiles.float import Expr
 
@@ -74,43 +75,38 @@ class Scores:
         def at_height(height: int) -> None:
             # Rows past the last one repeat it; what becomes of them is never read.
             last = self.subtile.first + self.subtile.count - 1
-            numbers = [emit.bind("r", T.min(self.subtile.first + x, last)) for x in range(height)]
-            queries = [(emit.bind("query", r // config.group), emit.bind("head", task.query_head(r))) for r in numbers]
+            queries, heads = (emit.scratch(name, height, "int64") for name in ("queries", "heads"))
+            with emit.unrolled("x", height) as x:
+                row = emit.bind("row", T.min(self.subtile.first + x, last))
+                T.buffer_store(queries, row // config.group, [x])
+                T.buffer_store(heads, task.query_head(row), [x])
+            panels = emit.scratch("panels", config.key_vectors, "int64")
             with emit.loop("group", self.subtile.groups) as number:
                 group = emit.bind("group", self.subtile.first_group + number)
                 first = self.subtile.base // lanes + group * config.key_vectors
-                # A block may reach past the last panel; its masked scores come from any panel.
-                panels = [
-                    emit.bind("panel", T.min(first + v, self.operands.panels - 1)) for v in range(config.key_vectors)
-                ]
-                rows = [emit.registers("row", config.key_vectors * lanes) for _ in range(height)]
-                for row in rows:
-                    for v in range(config.key_vectors):
-                        emit.store(row, [v * lanes], self.tile.broadcast(T.float32(0)), lanes)
-                with emit.loop("element", config.size) as element:
-                    if height < config.rows:
-                        for panel in panels:
-                            emit.prefetch(
-                                self.operands.k, [task.b, task.head, panel + config.block_vectors, element, 0]
-                            )
-                    keys = [
-                        math.hold(
-                            self.tile.widen(
-                                emit.load(self.operands.k, [task.b, task.head, panel, element, 0], lanes),
-                                config.cache_dtype,
-                            )
-                        )
-                        for panel in panels
-                    ]
-                    for row, (query, head) in zip(rows, queries):
-                        scalar = self.tile.broadcast(self.operands.q[task.b, query, head, element])
-                        for v, key in enumerate(keys):
-                            at = [v * lanes]
-                            emit.store(row, at, self.tile.fma(scalar, key, emit.load(row, at, lanes)), lanes)
-                for x, row in enumerate(rows):
-                    for v in range(config.key_vectors):
-                        at = [x * config.block + (group * config.key_vectors + v) * lanes]
-                        emit.store(task.weights, at, emit.load(row, [v * lanes], lanes), lanes)
+                with emit.unrolled("v", config.key_vectors) as v:
+                    # A group may reach past the last panel; its masked scores come from any panel.
+                    T.buffer_store(panels, T.min(first + v, self.operands.panels - 1), [v])
+
+                def sweep(step: Step) -> None:
+                    with emit.loop("element", config.size) as element:
+                        if height in config.streaming_heights:
+                            with emit.unrolled("v", config.key_vectors) as v:
+                                ahead = panels[v] + config.block_vectors
+                                emit.prefetch(self.operands.k, [task.b, task.head, ahead, element, 0])
+
+                        def key(v: Expr) -> Expr:
+                            stored = emit.load(self.operands.k, [task.b, task.head, panels[v], element, 0], lanes)
+                            return self.tile.widen(stored, config.cache_dtype)
+
+                        step(lambda x: self.operands.q[task.b, queries[x], heads[x], element], key)
+
+                def store(x: Expr, v: Expr, value: Expr, last: bool) -> None:
+                    at = [x * config.block + (group * config.key_vectors + v) * lanes]
+                    emit.store(task.weights, at, value, lanes)
+
+                # Every chain begins at zero, so nothing is loaded.
+                register_tile(self.tile, height, config.key_vectors, sweep, lambda x, v: self._constant(0), store)
 
         self.subtile.at_height(at_height)
 

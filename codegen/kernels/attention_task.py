@@ -10,6 +10,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention_scores import Scores, Subtile
+from planish.codegen.kernels.float_gemm import Step, register_tile
 from planish.codegen.kernels.vectors import Row, Vector, across, padded
 from planish.codegen.tiles.float import Expr
 
@@ -131,27 +132,28 @@ class AttentionTask:
         steps = emit.bind("steps", end - begin)
 
         def chunk(height: int, vector: Expr | int, vectors: int) -> None:
-            rows = [emit.registers("row", vectors * lanes) for _ in range(height)]
-            places = [[(subtile.row + x) * width + (vector + v) * lanes for v in range(vectors)] for x in range(height)]
-            for x, row in enumerate(rows):
-                correction = self.tile.broadcast(self.corrections[x])
-                for v in range(vectors):
-                    emit.store(row, [v * lanes], emit.load(self.outputs, [places[x][v]], lanes) * correction, lanes)
-            with emit.loop("key", steps) as step:
-                key = begin + step
-                if height in config.streaming_heights:
-                    for v in range(vectors):
-                        place = subtile.base + key + config.block
-                        emit.prefetch(self.operands.v, [self.b, self.head, place, (vector + v) * lanes])
-                values = [self._value(subtile.base + key, key, (vector + v) * lanes) for v in range(vectors)]
-                for x, row in enumerate(rows):
-                    weight = self.tile.broadcast(self.weights[x * config.block + key])
-                    for v in range(vectors):
-                        at = [v * lanes]
-                        emit.store(row, at, self.tile.fma(weight, values[v], emit.load(row, at, lanes)), lanes)
-            for x, row in enumerate(rows):
-                for v in range(vectors):
-                    emit.store(self.outputs, [places[x][v]], emit.load(row, [v * lanes], lanes), lanes)
+            def place(x: Expr, v: Expr) -> list[Expr]:
+                return [(subtile.row + x) * width + (vector + v) * lanes]
+
+            def corrected(x: Expr, v: Expr) -> Expr:
+                return emit.load(self.outputs, place(x, v), lanes) * self.tile.broadcast(self.corrections[x])
+
+            def sweep(step: Step) -> None:
+                with emit.loop("key", steps) as number:
+                    key = begin + number
+                    if height in config.streaming_heights:
+                        with emit.unrolled("v", vectors) as v:
+                            ahead = subtile.base + key + config.block
+                            emit.prefetch(self.operands.v, [self.b, self.head, ahead, (vector + v) * lanes])
+                    step(
+                        lambda x: self.weights[x * config.block + key],
+                        lambda v: self._value(subtile.base + key, key, (vector + v) * lanes),
+                    )
+
+            def store(x: Expr, v: Expr, value: Expr, last: bool) -> None:
+                emit.store(self.outputs, place(x, v), value, lanes)
+
+            register_tile(self.tile, height, vectors, sweep, corrected, store, first=False)
 
         def at_height(height: int) -> None:
             whole, rest = divmod(width // lanes, config.value_vectors)
@@ -170,7 +172,7 @@ class AttentionTask:
             value = tirx.Select(
                 T.broadcast(self.seen[key] != 0, self.tile.lanes), value, self.tile.broadcast(T.float32(0))
             )
-        return math.hold(value)
+        return value
 
     def _finish(self) -> None:
         lanes, width = self.tile.lanes, self.config.padded_value_size

@@ -95,7 +95,9 @@ def check(name: str, tile: FloatTile, x: torch.Tensor) -> None:
     assert bool((got[~normal].double() - exact[~normal]).abs().le(case.smallest_result).all())
 
 
-@by_tile
+@pytest.mark.parametrize(
+    "tile", [TILES[0], *(pytest.param(t, marks=pytest.mark.full) for t in TILES[1:])], ids=lambda tile: tile.name
+)
 @by_name
 def test_error_is_as_stated(name: str, tile: FloatTile) -> None:
     every_exponent = torch.arange(-(2**31), 2**31, 16001, dtype=torch.int64).to(torch.int32).view(torch.float32)
