@@ -21,6 +21,7 @@ def import_checkpoint(
     dtype: torch.dtype = torch.float32,
     check_finite: bool = True,
     rope_length: int | None = None,
+    ignore_unexpected: bool = False,
 ) -> Module:
     """The model of a transformers checkpoint folder; see `planish.frontends.checkpoint.import_checkpoint`.
 
@@ -30,7 +31,7 @@ def import_checkpoint(
         from planish.frontends import checkpoint
     except ModuleNotFoundError as error:
         raise InputError(f"reading checkpoints needs {error.name}; pip install 'planish[hf]'") from error
-    return checkpoint.import_checkpoint(folder, dtype, check_finite, rope_length)
+    return checkpoint.import_checkpoint(folder, dtype, check_finite, rope_length, ignore_unexpected)
 
 
 __all__ = ["import_checkpoint", "import_exported", "import_graph_module", "import_module", "import_pt2"]

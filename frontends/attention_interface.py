@@ -52,7 +52,8 @@ def attention_forward(
     unknown = sorted(k for k, v in others.items() if k not in _INERT and v is not None and v is not False)
     if unknown:
         raise UnsupportedError(f"{what} passes {', '.join(unknown)} to attention, whose meaning is not known here")
-    if attention_mask is None and others.get("is_causal", getattr(module, "is_causal", True)):
+    causal = getattr(module, "is_causal", True) if others.get("is_causal") is None else others["is_causal"]
+    if attention_mask is None and causal:
         raise UnsupportedError(f"{what} asks for causal attention without building a mask, which is not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     bias = position_bias

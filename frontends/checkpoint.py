@@ -33,6 +33,7 @@ def import_checkpoint(
     dtype: torch.dtype = torch.float32,
     check_finite: bool = True,
     rope_length: int | None = None,
+    ignore_unexpected: bool = False,
 ) -> Module:
     """The model of a checkpoint folder as a module with the function "forward".
 
@@ -45,6 +46,7 @@ def import_checkpoint(
         dtype: the dtype of the computation; weights keep their stored dtype as their encoding.
         check_finite: read every weight once, one at a time, to refuse NaN and infinity.
         rope_length: the length for which to fix rotary frequencies that depend on the length.
+        ignore_unexpected: leave out stored weights that the model has no place for, instead of refusing them.
 
     Raises:
         InputError: for a folder, config or weight that is missing, damaged or does not fit.
@@ -54,20 +56,19 @@ def import_checkpoint(
     config = read_config(path)
     found = model_class(path, config)
     model, buffers = _build(found, config, dtype, rope_length)
+    params = checkpoint_params(path, model, ignore_unexpected)
+    if check_finite:
+        check_params_finite(params)
     wrapper = _Forward(model)
     program, longest = _trace(wrapper, context_length(config))
-    params = checkpoint_params(path, model)
     params.update({name: dense_param(name, value) for name, value in buffers.items() if name not in params})
-    module = import_exported(
+    return import_exported(
         program,
         dynamic_shapes=wrapper.dynamic_shapes(longest),
         params=params,
         root=_ROOT,
         metadata={**metadata(path, config, found), "context_length": longest},
     )
-    if check_finite:
-        check_params_finite(module.params)
-    return module
 
 
 def _build(found: Any, config: Any, dtype: torch.dtype, rope_length: int | None) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ def read_config(folder: Path) -> Any:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'} is not a config that transformers knows: {reason}") from error
+        raise InputError(f"{folder / 'config.json'} is not a config that transformers accepts: {reason}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedError(f"{folder} holds quantised weights; give the checkpoint in floating point")
     return config
@@ -33,9 +33,11 @@ def model_class(folder: Path, config: Any) -> Any:
     """The class of the model. Raises InputError for an unknown one, UnsupportedError for one that reads no tokens."""
     named = list(config.architectures or [])
     name = named[0] if named else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    found = getattr(transformers, str(name), None)
+    found: Any = getattr(transformers, str(name), None)
     if found is None:
         raise InputError(f"{folder / 'config.json'} names the architecture {name!r}, which transformers does not have")
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InputError(f"{folder / 'config.json'} names the architecture {name!r}, which is not a model")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{name} has an encoder and a decoder; only models of one stack are supported")
     if getattr(found, "main_input_name", "input_ids") != "input_ids":

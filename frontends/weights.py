@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class _Group:
     """Stored tensors that one converter turns into one or several parameters."""
 
     converter: WeightConverter
-    patterns: Mapping[str, list[StoredTensor]]
+    patterns: dict[str, list[StoredTensor]]
     first_target: str
     model: Any
 
@@ -111,10 +112,11 @@ class _Group:
         return {name: value[0] if isinstance(value, list) else value for name, value in realized.items()}
 
 
-def checkpoint_params(folder: Path, model: Any) -> dict[str, Param]:
+def checkpoint_params(folder: Path, model: Any, ignore_unexpected: bool = False) -> dict[str, Param]:
     """A lazily read parameter for each parameter and persistent buffer of the model (on meta or fake tensors).
 
-    The logical dtype is the model's, the encoding is dense in the stored dtype.
+    The logical dtype is the model's, the encoding is dense in the stored dtype. Tensors that the model has no place for
+    are left out with `ignore_unexpected`, and those that transformers knows to be harmless always.
 
     Raises:
         InputError: for tensors that are missing, left over, of the wrong shape, or not convertible, naming them.
@@ -133,17 +135,17 @@ def checkpoint_params(folder: Path, model: Any) -> dict[str, Param]:
         if name not in wanted and key in wanted:
             name, pattern = rename_source_key(key, [], [], model.base_model_prefix, wanted)
         if name not in wanted:
-            unexpected.append(key)
+            unexpected.append(name)
         elif pattern is None:
             direct[name] = stored[key]
         else:
             group = groups.setdefault(name, _Group(by_pattern[pattern], {}, name, model))
-            group.patterns.setdefault(pattern, []).append(stored[key])  # type: ignore[attr-defined]
+            group.patterns.setdefault(pattern, []).append(stored[key])
     params = {name: _direct_param(name, tensor, wanted[name]) for name, tensor in direct.items()}
     for group in groups.values():
         params.update(_computed_params(group, wanted))
     _tie(model, params)
-    _check_names(folder, model, wanted, params, unexpected)
+    _check_names(folder, model, set(wanted) - set(params), [] if ignore_unexpected else unexpected)
     return params
 
 
@@ -193,24 +195,23 @@ def _tie(model: Any, params: dict[str, Param]) -> None:
             params[other] = params[name]
 
 
-def _check_names(
-    folder: Path,
-    model: Any,
-    wanted: Mapping[str, torch.Tensor],
-    params: Mapping[str, Param],
-    unexpected: list[str],
-) -> None:
-    missing = sorted(set(wanted) - set(params))
-    if missing:
-        raise InputError(f"{folder} lacks the weights {_some(missing)} of {type(model).__name__}")
-    if unexpected:
-        raise InputError(f"{folder} holds weights that {type(model).__name__} has no place for: {_some(unexpected)}")
+def _check_names(folder: Path, model: Any, missing: set[str], unexpected: list[str]) -> None:
+    # What transformers itself knows to be harmless: buffers that older versions stored, heads that are tied.
+    names = SimpleNamespace(missing_keys=missing, unexpected_keys=set(unexpected))
+    model._adjust_missing_and_unexpected_keys(names)
+    if names.missing_keys:
+        raise InputError(f"{folder} lacks the weights {_some(sorted(names.missing_keys))} of {type(model).__name__}")
+    if names.unexpected_keys:
+        raise InputError(
+            f"{folder} holds weights that {type(model).__name__} has no place for ({_some(sorted(names.unexpected_keys))}); "
+            "pass ignore_unexpected=True to leave them out"
+        )
 
 
 def check_finite(params: Mapping[str, Param]) -> None:
     """Read every floating parameter once, one at a time; raises InputError naming those with NaN or infinity."""
     bad = []
-    for name, param in params.items():
+    for name, param in {id(p): (p.name, p) for p in params.values()}.values():
         if param.type.dtype.is_floating_point:
             for tensor in param.storage().values():
                 if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
