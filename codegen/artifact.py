@@ -9,8 +9,6 @@ tokenizer files       as the checkpoint has them, when it has any
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,17 +16,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planish.codegen.runtime.manifest import MANIFEST, reason, sha256
 from planish.ir import InputError
 
 if TYPE_CHECKING:
     from planish.codegen.runtime.executable import Executable
 
-FORMAT = 1
-MANIFEST, KERNELS, WEIGHTS, MODULE = "manifest.json", "kernels.so", "weights.safetensors", "module.ir"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt",
     "added_tokens.json", "tokenizer.model", "vocab.txt", "generation_config.json",
@@ -67,12 +63,12 @@ class Artifact:
             target.parent.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         except OSError as error:
-            raise InputError(f"cannot save the artifact to {target}: {_reason(error)}") from error
+            raise InputError(f"cannot save the artifact to {target}: {reason(error)}") from error
         try:
             self._write(fresh)
             _swap(fresh, target)
         except OSError as error:
-            raise InputError(f"cannot save the artifact to {target}: {_reason(error)}; nothing was written") from error
+            raise InputError(f"cannot save the artifact to {target}: {reason(error)}; nothing was written") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         return target
@@ -92,56 +88,6 @@ class Artifact:
         text = json.dumps({**self.manifest, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
         folder.chmod(0o755)
-
-
-def identity() -> dict[str, Any]:
-    """The versions that an artifact written now carries."""
-    return {"format": FORMAT, "planish": version("planish"), "tvm": version("apache-tvm")}
-
-
-def read_manifest(folder: str | Path, *, check: bool = True) -> dict[str, Any]:
-    """The manifest of an artifact whose versions and, with `check`, files are what they should be.
-
-    Raises:
-        InputError: with one sentence: no artifact, another version, a missing or a changed file.
-    """
-    folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{folder} is no artifact: {MANIFEST} cannot be read ({_reason(error)})") from error
-    except ValueError as error:
-        raise InputError(f"{folder / MANIFEST} is damaged: {error}; compile the model again") from error
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        raise InputError(f"{folder / MANIFEST} is no manifest of an artifact; compile the model again")
-    mine = identity()
-    for part, what in (("format", "artifact format"), ("planish", "planish"), ("tvm", "TVM")):
-        if manifest.get(part) != mine[part]:
-            raise InputError(
-                f"the artifact {folder} was written by {what} {manifest.get(part)}, but this is {what} {mine[part]}: "
-                f"compile the model again with this version, or load it with that one"
-            )
-    for name, stated in manifest["files"].items():
-        _check_file(folder / name, stated, check)
-    return manifest
-
-
-def _check_file(path: Path, stated: Mapping[str, Any], check: bool) -> None:
-    if not path.is_file():
-        raise InputError(f"the artifact {path.parent} lacks its file {path.name}; compile the model again")
-    if path.stat().st_size != stated["bytes"]:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes, but {stated['bytes']} were written: the file is damaged; "
-            f"compile the model again"
-        )
-    if check and sha256(path) != stated["sha256"]:
-        raise InputError(f"{path} is not the file that was written (its SHA-256 differs); compile the model again")
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_replaceable(target: Path) -> None:
@@ -166,9 +112,3 @@ def _swap(fresh: Path, target: Path) -> None:
         raise
     with suppress(OSError):
         shutil.rmtree(old)
-
-
-def _reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full"
-    return error.strerror or str(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from planish.codegen.artifact import KERNELS, MODULE, TOKENIZER_FILES, WEIGHTS, Artifact, Writer, identity
+from planish.codegen.artifact import TOKENIZER_FILES, Artifact, Writer
 from planish.codegen.decompositions import DECOMPOSITIONS
 from planish.codegen.family import Kernel, Packed, Site
 from planish.codegen.legalise import legalise
@@ -17,6 +17,7 @@ from planish.codegen.lower import Lowered, lower
 from planish.codegen.pipeline import compile_module
 from planish.codegen.registry import select
 from planish.codegen.report import build_report
+from planish.codegen.runtime.manifest import KERNELS, MODULE, WEIGHTS, identity
 from planish.codegen.states import choose_layouts, layouts_of
 from planish.codegen.target import Target
 from planish.codegen.weights_file import write_weights

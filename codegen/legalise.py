@@ -139,7 +139,9 @@ def bound_arguments(node: Node) -> Arguments:
 
 
 def legalise(
-    module: Module, decompositions: dict[str, Decomposition], served: Callable[[Module, Function], Callable[[Node], bool]]
+    module: Module,
+    decompositions: dict[str, Decomposition],
+    served: Callable[[Module, Function], Callable[[Node], bool]],
 ) -> Module:
     """The module in the form that `lower` takes.
 

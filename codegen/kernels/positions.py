@@ -54,8 +54,6 @@ def positions(config: Positions) -> Any:
 
             with emit.loop("s", length) as s:
                 real = padding[b, s] if config.mask == "bool" else padding[b, s] != emit.index(0)
-                emit.branch(
-                    real, lambda: place(s), lambda: T.buffer_store(y, emit.index(config.padding_value), [b, s])
-                )
+                emit.branch(real, lambda: place(s), lambda: T.buffer_store(y, emit.index(config.padding_value), [b, s]))
 
     return emit.prim_func("positions", body)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from planish.codegen.artifact import KERNELS, WEIGHTS, read_manifest
+from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.library import CompiledLibrary, set_threads
 from planish.codegen.runtime.machine import check_features, cpu_features, usable_cores
+from planish.codegen.runtime.manifest import KERNELS, WEIGHTS, read_manifest
 from planish.codegen.runtime.program import Program
 from planish.codegen.runtime.tensors import map_weights
-from planish.ir import InputError
 
 
 class Executable:
@@ -33,16 +31,18 @@ class Executable:
         }
         set_threads(usable_cores() if threads is None else threads)
 
-    def __call__(self, *tensors: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def __call__(self, *tensors: Any, **named: Any) -> Any:
         """Call `forward` with tensors in order or by name; one result comes alone, several as a tuple.
+
+        Tensors are torch tensors or numpy arrays; results are torch tensors if any of them is one, else numpy arrays.
 
         Raises:
             InputError: when the module has no `forward`, or the tensors do not fit it.
         """
         if "forward" not in self.programs:
-            raise InputError(f"this artifact has no function 'forward'; it has {', '.join(self.programs)}")
+            raise input_error(f"this artifact has no function 'forward'; it has {', '.join(self.programs)}")
         if tensors and named:
-            raise InputError("give tensors in order or by name, not both")
+            raise input_error("give tensors in order or by name, not both")
         results = self.programs["forward"](named or tensors)
         return results[0] if len(results) == 1 else tuple(results)
 

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
 
-import torch
-
+from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.executable import Executable
 from planish.codegen.runtime.sampling import Sampler, Sampling
 from planish.codegen.runtime.session import Session
 from planish.codegen.runtime.tokenizer import TextStream, Tokenizer
-from planish.ir import InputError
 
 
 class LanguageModel(Executable):
@@ -33,8 +31,8 @@ class LanguageModel(Executable):
         """A fresh batch of rows to read tokens into."""
         return Session(self.programs, self.manifest["states"], batch, self.metadata.get("context_length"))
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Logits float32 [len(ids), vocabulary] after each token of one sequence."""
+    def logits(self, ids: Sequence[int]) -> Any:
+        """Logits after each token of one sequence: a float32 numpy array [len(ids), vocabulary]."""
         self._check_ids([ids])
         return self.session().read_all([list(ids)])[0]
 
@@ -71,7 +69,7 @@ class LanguageModel(Executable):
         **options: Any,
     ) -> Iterator[tuple[int, str]]:
         if any(not p for p in prompts):
-            raise InputError("the prompt is empty: give at least one character")
+            raise input_error("the prompt is empty: give at least one character")
         tokenizer = self.tokenizer
         texts = [tokenizer.chat([{"role": "user", "content": p}]) if chat else p for p in prompts]
         # A template writes the special tokens itself.
@@ -116,7 +114,7 @@ class LanguageModel(Executable):
         """The new tokens of the rows that still run, step by step."""
         self._check_ids(rows)
         if max_new_tokens < 0:
-            raise InputError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+            raise input_error(f"max_new_tokens must be at least 0, got {max_new_tokens}")
         ends = set(self.metadata.get("eos_token_ids") or ()) if stop_tokens is None else set(stop_tokens)
         sampler = Sampler(Sampling(temperature, top_p, seed), len(rows))
         session = self.session(len(rows))
@@ -143,12 +141,12 @@ class LanguageModel(Executable):
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         vocabulary = self.metadata.get("vocab_size")
         if not rows:
-            raise InputError("there is nothing to continue: the list of prompts is empty")
+            raise input_error("there is nothing to continue: the list of prompts is empty")
         for number, row in enumerate(rows):
             if not row:
-                raise InputError(f"prompt {number} is empty: give at least one token")
+                raise input_error(f"prompt {number} is empty: give at least one token")
             wrong = [i for i in row if i < 0 or (vocabulary is not None and i >= vocabulary)]
             if wrong:
-                raise InputError(
+                raise input_error(
                     f"token {wrong[0]} of prompt {number} is outside the vocabulary of {vocabulary} tokens"
                 )

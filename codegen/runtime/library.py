@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tvm_ffi
-
-from planish.ir import InputError
+from planish.codegen.runtime.errors import input_error
+from planish.codegen.runtime.ffi import tvm_ffi
+from planish.codegen.runtime.machine import usable_cores
 
 CPU = 1
 """DLPack's number of the CPU."""
@@ -36,13 +36,15 @@ def find_runtime() -> Path:
         for name in ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll"):
             if (place / name).is_file():
                 return place / name
-    raise InputError(
+    raise input_error(
         "TVM's runtime library is not installed: install apache-tvm, or name its folder in TVM_LIBRARY_PATH"
     )
 
 
 @cache
 def _load_runtime() -> Any:
+    # Left to itself, TVM takes half of the logical processors for the cores and never starts more threads than that.
+    os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
     # Global, because compiled code calls into it without naming it.
     return ctypes.CDLL(str(find_runtime()), ctypes.RTLD_GLOBAL)
 
@@ -61,7 +63,7 @@ class CompiledLibrary:
             self._machine = self._module["vm_load_executable"]()
             self._machine["vm_initialization"](CPU, 0, _NAIVE)
         except Exception as error:
-            raise InputError(f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
+            raise input_error(f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
 
     def function(self, name: str) -> Any:
         """A compiled function; it takes and returns tensors."""
@@ -75,7 +77,7 @@ def set_threads(count: int) -> None:
         InputError: when the number is less than 1.
     """
     if count < 1:
-        raise InputError(f"compiled code needs at least one thread, not {count}")
+        raise input_error(f"compiled code needs at least one thread, not {count}")
     _load_runtime()
     # TVM binds the calling thread to a core, and threads that it starts later (torch's own) would inherit that one core.
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

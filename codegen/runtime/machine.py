@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from planish.ir import InputError
+from planish.codegen.runtime.errors import input_error
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -27,7 +27,7 @@ def check_features(needed: Iterable[str], present: frozenset[str] | None) -> Non
     """Raise InputError naming the features that this processor lacks."""
     missing = sorted(set(needed) - present) if present is not None else []
     if missing:
-        raise InputError(
+        raise input_error(
             f"this artifact was compiled for a processor with {', '.join(missing)}, which this machine's lacks: "
             f"compile the model again on this machine, or for a target that it can run"
         )

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import tvm_ffi
-
-from planish.codegen.runtime.tensors import from_compiled, to_compiled
-from planish.ir import InputError, IRError, TensorType
-from planish.ir.text.expressions import ExpressionParser
-from planish.ir.text.scanner import Scanner
-from planish.ir.types import bind_shape, dtype_name
-
-
-def parse_type(text: str) -> TensorType:
-    """A type as the manifest writes it ("f32[B, S, 7]")."""
-    return ExpressionParser(Scanner(text)).tensor_type()
+from planish.codegen.runtime.errors import input_error
+from planish.codegen.runtime.ffi import tvm_ffi
+from planish.codegen.runtime.sizes import parse_type
+from planish.codegen.runtime.tensors import as_array, from_compiled, is_torch
 
 
 class Program:
@@ -36,39 +27,37 @@ class Program:
         self.states: list[str] = list(signature["states"])
         self._weights = tvm_ffi.convert([weights[key] for key in signature["weights"]])
 
-    def __call__(
-        self, tensors: Sequence[torch.Tensor] | Mapping[str, torch.Tensor], states: Sequence[torch.Tensor] = ()
-    ) -> list[torch.Tensor]:
-        """Results in order. `states` are tensors as they lie in memory, in the order of `self.states`.
+    def __call__(self, tensors: Sequence[Any] | Mapping[str, Any], states: Sequence[Any] = ()) -> list[Any]:
+        """Results in order: torch tensors if any argument is one, else numpy arrays.
+
+        `states` are arrays as they lie in memory, in the order of `self.states`; they are written in place.
 
         Raises:
             InputError: when a tensor is missing, or its dtype or shape is not the declared one.
         """
         given = self._in_order(tensors)
-        self._check(given)
-        arguments = [to_compiled(t) for t in (*given, *states)]
-        results = self._function(*arguments, self._weights)
-        return [from_compiled(r, t.dtype) for r, t in zip(results, self.outputs.values())]
+        arguments = self._checked(given)
+        results = self._function(*(tvm_ffi.from_dlpack(t) for t in (*arguments, *states)), self._weights)
+        wants_torch = any(is_torch(t) for t in given)
+        return [from_compiled(r, type, wants_torch) for r, type in zip(results, self.outputs.values())]
 
-    def _in_order(self, tensors: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    def _in_order(self, tensors: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         names = list(self.inputs)
         if isinstance(tensors, Mapping):
             if set(tensors) != set(names):
-                raise InputError(f"{self.name} takes the tensors {', '.join(names)}, but got {', '.join(tensors)}")
+                raise input_error(f"{self.name} takes the tensors {', '.join(names)}, but got {', '.join(tensors)}")
             return [tensors[n] for n in names]
         if len(tensors) != len(names):
-            raise InputError(f"{self.name} takes {len(names)} tensors ({', '.join(names)}), but got {len(tensors)}")
+            raise input_error(f"{self.name} takes {len(names)} tensors ({', '.join(names)}), but got {len(tensors)}")
         return list(tensors)
 
-    def _check(self, tensors: Sequence[torch.Tensor]) -> None:
-        bindings: dict[str, int] = {}
+    def _checked(self, tensors: Sequence[Any]) -> list[Any]:
+        """The tensors as arrays of the declared dtypes and shapes."""
+        sizes: dict[str, int] = {}
+        arrays = []
         for tensor, (name, type) in zip(tensors, self.inputs.items()):
             what = f"the tensor {name!r} of {self.name}"
-            if not isinstance(tensor, torch.Tensor):
-                raise InputError(f"{what} must be a torch tensor, not {tensor.__class__.__name__}")
-            if tensor.dtype != type.dtype:
-                raise InputError(f"{what} is {tensor.dtype}, but {dtype_name(type.dtype)} was declared")
-            try:
-                bind_shape(type, tensor.shape, bindings, what)
-            except IRError as error:
-                raise InputError(str(error)) from error
+            array = as_array(tensor, type, what)
+            type.bind(array.shape, sizes, what)
+            arrays.append(array)
+        return arrays

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
 
-from planish.ir import InputError
+from planish.codegen.runtime.errors import input_error
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"the temperature must be a number of at least 0, got {self.temperature}")
+            raise input_error(f"the temperature must be a number of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+            raise input_error(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"the seed must be at least 0 and below 2^63, got {self.seed}")
+            raise input_error(f"the seed must be at least 0 and below 2^63, got {self.seed}")
 
 
 class Sampler:
@@ -37,19 +38,23 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, batch: int) -> None:
         self.sampling = sampling
-        self._streams = [torch.Generator().manual_seed(sampling.seed + row) for row in range(batch)]
+        self._streams = [np.random.Generator(np.random.PCG64(sampling.seed + row)) for row in range(batch)]
 
-    def choose(self, logits: torch.Tensor) -> list[int]:
+    def choose(self, logits: Any) -> list[int]:
         """One token for each row of logits [batch, vocabulary]; the lowest index wins a tie."""
         if self.sampling.temperature == 0:
             return [int(token) for token in logits.argmax(-1)]
         return [self._draw(row, stream) for row, stream in zip(logits, self._streams)]
 
-    def _draw(self, logits: torch.Tensor, stream: torch.Generator) -> int:
+    def _draw(self, logits: Any, stream: np.random.Generator) -> int:
         # The largest is taken away first: a temperature near 0 must not make infinities.
-        above = logits.to(torch.float64) - logits.max()
-        probabilities = torch.softmax(above / self.sampling.temperature, -1)
-        likeliest, tokens = probabilities.sort(descending=True, stable=True)
-        before = likeliest.cumsum(0) - likeliest
-        kept = torch.where(before < self.sampling.top_p, likeliest, 0.0)
-        return int(tokens[torch.multinomial(kept, 1, generator=stream)])
+        with np.errstate(over="ignore", under="ignore"):
+            powers = np.exp((logits.astype(np.float64) - logits.max()) / self.sampling.temperature)
+        tokens = np.argsort(-powers, kind="stable")
+        likeliest = powers[tokens] / powers.sum()
+        before = likeliest.cumsum() - likeliest
+        kept = np.where(before < self.sampling.top_p, likeliest, 0.0)
+        reached = kept.cumsum()
+        # The first token whose cumulated probability exceeds the draw; one of probability zero never does.
+        place = int(np.searchsorted(reached, stream.random() * reached[-1], side="right"))
+        return int(tokens[min(place, int(np.flatnonzero(kept)[-1]))])

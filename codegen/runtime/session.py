@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 
 from planish.codegen.runtime.caches import Caches
+from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.program import Program
-from planish.ir import InputError
 
 # What fills a row after its real tokens; nothing reads it.
 FILLER = 0
@@ -33,7 +33,7 @@ class Session:
         self._context = context
         self.lengths = [0] * batch
 
-    def read(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def read(self, rows: Sequence[Sequence[int]]) -> Any:
         """Read further tokens of every row; logits [batch, vocabulary] of each row's last one.
 
         Raises:
@@ -47,44 +47,44 @@ class Session:
             self._advance(rows)
             return logits
         every = self.read_all(rows)
-        return torch.stack([logits[-1] for logits in every])
+        return np.stack([logits[-1] for logits in every])
 
-    def read_all(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def read_all(self, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Read further tokens of every row; logits [tokens, vocabulary] of all tokens of each row."""
         ids, length = self._prepare(rows)
-        named = {"input_ids": ids, "start": torch.tensor(self.lengths), "length": length}
+        named = {"input_ids": ids, "start": np.array(self.lengths), "length": length}
         logits = self._run("extend", named)
         self._advance(rows)
         return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
-    def _decode(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _decode(self, rows: Sequence[Sequence[int]]) -> Any:
         ids, _ = self._prepare(rows)
-        logits = self._run("decode", {"input_ids": ids, "start": torch.tensor(self.lengths)})[:, 0]
+        logits = self._run("decode", {"input_ids": ids, "start": np.array(self.lengths)})[:, 0]
         self._advance(rows)
         return logits
 
-    def _prepare(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prepare(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
         """Left-aligned ids and the rows' lengths, with room in the caches."""
         if len(rows) != len(self.lengths):
-            raise InputError(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
+            raise input_error(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
         for number, row in enumerate(rows):
             if not row:
-                raise InputError(f"row {number} is empty: a model needs at least one token to go on from")
+                raise input_error(f"row {number} is empty: a model needs at least one token to go on from")
             total = self.lengths[number] + len(row)
             if self._context is not None and total > self._context:
-                raise InputError(
+                raise input_error(
                     f"row {number} would have {total} tokens, but the context of this model holds {self._context}; "
                     "shorten the prompt or ask for fewer new tokens"
                 )
         longest = max(len(row) for row in rows)
         # Compiled code writes whole rows of tokens where they stand, filler too.
         self._caches.reserve(max(self.lengths) + longest)
-        ids = torch.full((len(rows), longest), FILLER, dtype=torch.int64)
+        ids = np.full((len(rows), longest), FILLER, np.int64)
         for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        return ids, torch.tensor([len(row) for row in rows])
+            ids[number, : len(row)] = row
+        return ids, np.array([len(row) for row in rows])
 
-    def _run(self, name: str, named: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _run(self, name: str, named: dict[str, Any]) -> Any:
         program = self._programs[name]
         states = [self._caches.tensors[s] for s in program.states]
         return program(named, states)[0]
@@ -95,3 +95,8 @@ class Session:
     def forget_last(self, row: int) -> None:
         """Take back a row's last token: the next one is written over it."""
         self.lengths[row] -= 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states as they are allocated now."""
+        return self._caches.nbytes

@@ -1,17 +1,22 @@
-"""Tensors between torch and compiled code: the same memory on both sides."""
+"""Tensors between callers and compiled code: the same memory on both sides.
+
+Inside, everything is numpy. A caller may bring torch tensors and then gets torch tensors back, but torch itself is not
+imported here: who passes a tensor of it has it loaded.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import tvm_ffi
 
-from planish.ir import InputError
+from planish.codegen.runtime.errors import input_error
+from planish.codegen.runtime.ffi import tvm_ffi
+from planish.codegen.runtime.sizes import TensorSpec
 
 ALIGNMENT = 64
 """Bytes; compiled code loads whole vectors from the beginning of a tensor."""
@@ -21,32 +26,66 @@ _STORED = {
 }  # fmt: skip
 
 
-def to_compiled(tensor: torch.Tensor) -> Any:
-    """A CPU tensor as compiled code takes it: contiguous, aligned, bfloat16 as its bits. Copies only if it must."""
-    tensor = tensor.detach().contiguous()
-    if tensor.data_ptr() % ALIGNMENT:
-        tensor = aligned_copy(tensor)
-    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+def is_torch(tensor: Any) -> bool:
+    """Whether a value is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(tensor, torch.Tensor)
 
 
-def from_compiled(result: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A result of compiled code as a torch tensor of its logical dtype, in the same memory."""
-    tensor = result if isinstance(result, torch.Tensor) else torch.utils.dlpack.from_dlpack(result)
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+def as_array(tensor: Any, type: TensorSpec, what: str) -> Any:
+    """A caller's tensor as a numpy array of the type's stored dtype, in the same memory where possible.
+
+    Raises:
+        InputError: naming `what` for anything but a CPU tensor of the declared dtype.
+    """
+    given = dtype_of(tensor, what)
+    if given != type.dtype:
+        raise input_error(f"{what} is {given}, but {type.dtype} was declared")
+    if is_torch(tensor):
+        torch = sys.modules["torch"]
+        tensor = tensor.detach().cpu().contiguous()
+        tensor = (tensor.view(torch.uint16) if type.dtype == "bf16" else tensor).numpy()
+    array = np.asarray(tensor, order="C")
+    # DLPack has no way to say that memory is read only.
+    aligned = not array.ctypes.data % ALIGNMENT and array.flags.writeable
+    return array if aligned else aligned_copy(array)
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def dtype_of(tensor: Any, what: str) -> str:
+    """The short name of a tensor's dtype; raises InputError naming `what` for no tensor."""
+    if not is_torch(tensor) and not isinstance(tensor, np.ndarray):
+        raise input_error(f"{what} must be a torch tensor or a numpy array, not {type(tensor).__name__}")
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name == "bfloat16":
+        return "bf16"
+    for prefix, short in (("uint", "u"), ("int", "i"), ("float", "f")):
+        if name.startswith(prefix):
+            return short + name.removeprefix(prefix)
+    return name
+
+
+def from_compiled(result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
+    """A result of compiled code in the same memory: a torch tensor, or a numpy array in which bfloat16 is float32."""
+    array = np.from_dlpack(result)
+    if torch_wanted:
+        torch = sys.modules["torch"]
+        tensor = torch.utils.dlpack.from_dlpack(result)
+        return tensor.view(torch.bfloat16) if type.dtype == "bf16" else tensor
+    return (array.astype(np.uint32) << 16).view(np.float32) if type.dtype == "bf16" else array
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """Zeros whose memory the system provides when it is first touched."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def aligned_copy(tensor: torch.Tensor) -> torch.Tensor:
+def aligned_copy(array: Any) -> Any:
     """The same values at an aligned address."""
-    copy = aligned_zeros(tuple(tensor.shape), tensor.dtype)
-    copy.copy_(tensor)
+    copy = aligned_zeros(array.shape, array.dtype)
+    copy[...] = array
     return copy
 
 
@@ -56,9 +95,9 @@ def map_weights(path: Path) -> dict[str, Any]:
     Raises:
         InputError: when the file is not what its header says.
     """
-    # Private and writable: DLPack has no way to say "read only", and nothing writes.
-    memory = np.memmap(path, np.uint8, mode="c")
     try:
+        # Private and writable: DLPack has no way to say "read only", and nothing writes.
+        memory = np.memmap(path, np.uint8, mode="c")
         (length,) = struct.unpack("<Q", memory[:8].tobytes())
         header = json.loads(memory[8 : 8 + length].tobytes())
         return {
@@ -66,8 +105,8 @@ def map_weights(path: Path) -> dict[str, Any]:
             for key, entry in header.items()
             if key != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise InputError(f"{path} is no valid weights file: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise input_error(f"{path} is no valid weights file: {error}") from error
 
 
 def _view(data: Any, entry: dict[str, Any]) -> Any:

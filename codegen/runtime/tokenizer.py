@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from planish.ir import InputError
+from planish.codegen.runtime.errors import input_error
 
 # The decoder writes this for bytes that do not make a character yet.
 INCOMPLETE = "\ufffd"
@@ -19,16 +19,18 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "tokenizer.json").is_file():
-            raise InputError(f"{folder} has no tokenizer.json, so it takes token ids only; use generate_ids")
+            raise input_error(f"{folder} has no tokenizer.json, so it takes token ids only; use generate_ids")
         try:
             import tokenizers
         except ModuleNotFoundError:
-            raise InputError("text needs the package tokenizers; pip install 'planish[hf]', or use token ids") from None
+            raise input_error(
+                "text needs the package tokenizers; pip install 'planish[hf]', or use token ids"
+            ) from None
         self._folder = folder
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:
-            raise InputError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+            raise input_error(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
         # A saved tokenizer may cut or pad; a prompt must arrive whole.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -48,7 +50,7 @@ class Tokenizer:
             from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ModuleNotFoundError:
-            raise InputError("chat templates need the package jinja2; pip install 'planish[hf]'") from None
+            raise input_error("chat templates need the package jinja2; pip install 'planish[hf]'") from None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -60,14 +62,14 @@ class Tokenizer:
             template = environment.from_string(source)
             return str(template.render(messages=list(messages), add_generation_prompt=True, **special))
         except TemplateError as error:
-            raise InputError(f"the chat template of this artifact fails: {error}") from error
+            raise input_error(f"the chat template of this artifact fails: {error}") from error
 
     def _config(self) -> dict[str, Any]:
         path = self._folder / "tokenizer_config.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+            raise input_error(f"{path} is not JSON: {error}") from error
         return found
 
     def _template(self) -> str:
@@ -79,12 +81,12 @@ class Tokenizer:
             # Several templates with names.
             template = {t.get("name"): t.get("template") for t in template}.get("default")
         if not isinstance(template, str):
-            raise InputError("the tokenizer of this artifact has no chat template; give a plain prompt")
+            raise input_error("the tokenizer of this artifact has no chat template; give a plain prompt")
         return template
 
 
 def _refuse(message: str) -> str:
-    raise InputError(f"the chat template of this artifact refuses the messages: {message}")
+    raise input_error(f"the chat template of this artifact refuses the messages: {message}")
 
 
 def _now(form: str) -> str:
@@ -107,7 +109,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         if any(not s for s in stop):
-            raise InputError("a stop string must not be empty")
+            raise input_error("a stop string must not be empty")
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
         self._given = 0

@@ -62,7 +62,7 @@ def _tables(module: Module) -> None:
 
 
 def _artifact(folder: Path, text: bool, json: bool) -> None:
-    from planish.codegen.artifact import MODULE, read_manifest
+    from planish.codegen.runtime.manifest import MODULE, read_manifest
 
     manifest = read_manifest(folder)
     if text:

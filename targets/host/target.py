@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from tvm.target import codegen as llvm
 
 from planish.codegen.registry import served_encodings
 from planish.codegen.target import Target
@@ -35,8 +36,8 @@ class HostTarget(Target):
         return self.cpu.tvm_target()
 
     def features(self) -> frozenset[str]:
-        """Those that the instruction tiles stand on."""
-        return self._float_tile.features | self._int8_tile.features
+        """Every feature of this processor that LLVM makes use of, by the names that the operating system lists."""
+        return self.cpu.features & frozenset(map(str, llvm.llvm_get_cpu_features(self.tvm_target())))
 
     @property
     def float_tile(self) -> FloatTile:

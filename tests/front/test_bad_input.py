@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import planish
-from planish.codegen.artifact import MANIFEST, WEIGHTS, Artifact, identity, read_manifest
+from planish.codegen.artifact import Artifact
+from planish.codegen.runtime.manifest import MANIFEST, WEIGHTS, identity, read_manifest
 from planish.ir import InputError, UnsupportedError
 from planish.passes.quantize_weights import QuantizeWeights
 

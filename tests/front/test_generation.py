@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -34,7 +35,7 @@ def test_logits_are_those_of_transformers(
             single = reference.float()(torch.tensor([prompt])).logits[0]
             double = reference.double()(torch.tensor([prompt])).logits[0]
         reference.float()
-        error = (program.logits(prompt).double() - double).abs().max()
+        error = (torch.from_numpy(program.logits(prompt)).double() - double).abs().max()
         assert error <= 4 * (single.double() - double).abs().max()
 
 
@@ -87,7 +88,7 @@ def test_any_split_of_a_prompt_gives_the_same_logits(program: Any, ids: list[lis
     for cut in range(1, len(prompt)):
         session = program.session()
         session.read([prompt[:cut]])
-        torch.testing.assert_close(session.read([prompt[cut:]])[0], whole, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(session.read([prompt[cut:]])[0], whole, rtol=0, atol=1e-4)
 
 
 def test_pieces_join_to_the_text(program: Any) -> None:
@@ -133,7 +134,7 @@ def test_a_narrow_choice_is_greedy(program: Any, ids: list[list[int]]) -> None:
 def test_threads_do_not_change_a_bit(artifact: Path, program: Any, ids: list[list[int]]) -> None:
     want = program.logits(ids[0])
     try:
-        assert torch.equal(planish.load(artifact, threads=1).logits(ids[0]), want)
+        assert np.array_equal(planish.load(artifact, threads=1).logits(ids[0]), want)
     finally:
         planish.load(artifact)
     with pytest.raises(InputError, match="at least one thread, not 0"):
@@ -196,5 +197,5 @@ def test_modules_of_other_kinds_are_called(tmp_path: Path) -> None:
     assert (called(x).double() - exact).abs().max() <= 4 * (rounded.double() - exact).abs().max() + 1e-7
     with pytest.raises(InputError, match="takes 1 tensors"):
         called(x, x)
-    with pytest.raises(InputError, match=r"is torch\.float64, but f32 was declared"):
+    with pytest.raises(InputError, match=r"is f64, but f32 was declared"):
         called(x.double())

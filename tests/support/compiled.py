@@ -35,7 +35,7 @@ def one_call(name: str, op: Op, operands: Sequence[TensorType | None]) -> Functi
 
 def call(executable: Executable, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Call any function of a compiled module by position."""
-    return executable.programs[name](tensors)
+    return [torch.as_tensor(r) for r in executable.programs[name](tensors)]
 
 
 def faults(
