@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "common-subexpressions": "planish.passes.common_subexpressions:CommonSubexpressions",
     "dead-code": "planish.passes.dead_code:DeadCode",
     "derive-programs": "planish.passes.derive_programs:DerivePrograms",
+    "fold-batch-norm": "planish.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "planish.passes.fold_constants:FoldConstants",
     "fuse-horizontal": "planish.passes.fuse_horizontal:FuseHorizontal",
     "quantize-weights": "planish.passes.quantize_weights:QuantizeWeights",

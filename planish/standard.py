@@ -6,6 +6,7 @@ from planish.passes.canonicalise import Canonicalise
 from planish.passes.common_subexpressions import CommonSubexpressions
 from planish.passes.dead_code import DeadCode
 from planish.passes.derive_programs import DerivePrograms
+from planish.passes.fold_batch_norm import FoldBatchNorm
 from planish.passes.fold_constants import FoldConstants
 from planish.passes.fuse_horizontal import FuseHorizontal
 from planish.passes.pass_base import Pass
@@ -37,4 +38,4 @@ def generation() -> list[Pass]:
 
 def lowering() -> list[Pass]:
     """What pays off on every machine, and leaves nothing unused behind."""
-    return [CommonSubexpressions(), FuseHorizontal(), Canonicalise(), DeadCode()]
+    return [CommonSubexpressions(), FoldBatchNorm(), FoldConstants(), FuseHorizontal(), Canonicalise(), DeadCode()]
