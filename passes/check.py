@@ -130,7 +130,8 @@ class Checker:
         if not regions and not lossy:
             return Outcome()
         probes = self._probes(task)
-        if not claims and regions:
+        told = bool(claims)
+        if not told and regions:
             claims = suggest(task.before, task.after, alignment, probes)
             alignment = Alignment(task.before, task.after, task.source, task.result, claims)
             regions = alignment.regions()
@@ -138,7 +139,7 @@ class Checker:
         for probe in probes:
             checked = self._regions(task, regions, probe)
             whole = self._whole(task, probe)
-            outcome = _merged(outcome, _merged(Outcome(tuple(checked), diverging=_first_failed(checked)), whole))
+            outcome = _merged(outcome, _merged(Outcome(tuple(checked), diverging=_first_failed(checked, told)), whole))
             if whole.failures and not outcome.diverging and not lossy:
                 ignore = _ignore(task, probe)
                 outcome = replace(
@@ -188,8 +189,13 @@ def _threads_for(nbytes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _first_failed(outcomes: list[RegionOutcome]) -> str:
-    return next((o.place.partition(", ")[2] for o in outcomes if o.status == FAILED), "")
+def _first_failed(outcomes: list[RegionOutcome], told: bool) -> str:
+    """The operation that the first failed region replaced. Where the pass did not tell, and a fault spoils every later
+    match, that is the one at which the region begins."""
+    failed = next((o for o in outcomes if o.status == FAILED), None)
+    if failed is None:
+        return ""
+    return failed.place.partition(", ")[2] if told else failed.begins
 
 
 def _merged(a: Outcome, b: Outcome) -> Outcome:

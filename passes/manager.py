@@ -35,7 +35,8 @@ class PassManager:
         options: how much to check.
         after_change: called with the name of each pass that changed something and the module after it.
         limit: run only so many passes, then stop; for bisecting.
-        reproducers: the folder for reproducers of failures; None for a new folder among the temporary files.
+        reproduce: write a reproducer of a failure.
+        reproducers: the folder for them; None for a new folder among the temporary files.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PassManager:
         options: CheckOptions | None = None,
         after_change: Callable[[str, Module], None] | None = None,
         limit: int | None = None,
+        reproduce: bool = True,
         reproducers: Path | None = None,
     ) -> None:
         self.passes = tuple(passes)
@@ -54,6 +56,7 @@ class PassManager:
         self.checker = Checker(options, self.context.seed) if check else None
         self.after_change = after_change
         self.limit = limit
+        self.reproduce = reproduce
         self.reproducers = reproducers
 
     def run(self, module: Module) -> tuple[Module, Report]:
@@ -84,6 +87,8 @@ class PassManager:
 
     def _reproducer(self, module: Module, step: Pass, error: PassError) -> Path | None:
         folder = self.reproducers
+        if not self.reproduce:
+            return None
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="planish-"))
         try:

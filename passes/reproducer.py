@@ -122,7 +122,7 @@ def rerun(folder: Path | str, passes: Sequence[Pass] | None = None) -> tuple[Mod
 
     module, document = read_reproducer(folder)
     recipe = parse_recipe(document["recipe"], str(folder)) if passes is None else Recipe(tuple(passes))
-    return PassManager(recipe.passes, context=Context(seed=recipe.seed)).run(module)
+    return PassManager(recipe.passes, context=Context(seed=recipe.seed), reproduce=False).run(module)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ class RegionOutcome:
 
     Attributes:
         place: the function and the operation at which the region ends.
+        begins: the operation with which the region begins.
         status: "checked" within a derived bound; "compared" by the rule of whole functions, because an operator has no
             bound; "skipped"; "failed".
         used: the largest difference as a part of what was allowed; above 1 is a failure.
@@ -25,6 +26,7 @@ class RegionOutcome:
     used: float = 0.0
     bound: float = 0.0
     sentence: str = ""
+    begins: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -143,7 +143,8 @@ class RegionCheck:
 
     def _check_due(self, number: int) -> None:
         for region in self._due.get(number, ()):
-            self.outcomes.append(self._check(region))
+            begins = describe(region.source_nodes[0] if region.source_nodes else region.last)
+            self.outcomes.append(replace(self._check(region), begins=begins))
             for value in region.cut:
                 self._readers[value] -= 1
                 if not self._readers[value]:

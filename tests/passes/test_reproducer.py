@@ -59,8 +59,9 @@ def test_a_failure_runs_again(tmp_path: Path) -> None:
     assert "breaks its contract" in document["message"]
     assert again.functions["forward"].output_names == module.functions["forward"].output_names
     assert all(torch.equal(again.params[n].value(), p.value()) for n, p in module.params.items())
-    with pytest.raises(PassError, match="breaks its contract"):
+    with pytest.raises(PassError, match="breaks its contract") as second:
         rerun(folder, [Forgetful()])
+    assert second.value.reproducer is None, "there is one already"
     with pytest.raises(InputError, match="no pass is called 'forgetful'"):
         rerun(folder)
     assert failing(tmp_path, module) == tmp_path / "forgetful-1", "an earlier reproducer is kept"
