@@ -40,8 +40,9 @@ def model_class(folder: Path, config: Any) -> Any:
         raise InputError(f"{folder / 'config.json'} names the architecture {name!r}, which is not a model")
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{name} has an encoder and a decoder; only models of one stack are supported")
-    if getattr(found, "main_input_name", "input_ids") != "input_ids":
-        raise UnsupportedError(f"{name} reads {found.main_input_name}, not tokens; import it as a module instead")
+    reads = getattr(found, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise UnsupportedError(f"{name} reads {reads}, not tokens; import it as a module instead")
     return found
 
 

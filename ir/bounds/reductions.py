@@ -80,14 +80,19 @@ def _softmax(call: Call) -> torch.Tensor:
     y = wide(call.value)
     vanished = torch.where(spread > 0, (shifted + total).exp(), 0.0)
     error = torch.where(y == 0, vanished, y * torch.expm1(total))
-    return torch.nan_to_num(error, nan=1.0, posinf=1.0).clamp(max=1.0) + call.rounding()
+    # Over an axis that is not the last one torch keeps exponentials in x's own dtype and rounds again at the division.
+    last = call["dim"] % max(shifted.dim(), 1) == max(shifted.dim(), 1) - 1
+    kept = 0.0 if last else 2 * call.unit
+    return torch.nan_to_num(error, nan=1.0, posinf=1.0).clamp(max=1.0) + kept * y.abs() + call.rounding()
 
 
 @rule("_log_softmax.default", "log_softmax.int")
 def _log_softmax(call: Call) -> torch.Tensor:
     shifted, _, denominator = _log_spread(call)
     exponent = torch.where(torch.isfinite(shifted), call.accumulation * shifted.abs(), 0.0)
-    return call.error(call["self"]) + exponent + denominator + call.rounding(4)
+    # Depending on the axis, torch keeps x - max or the logarithm of the sum in x's own dtype before it subtracts.
+    kept = torch.where(torch.isfinite(shifted), call.unit * (shifted.abs() + wide(call.value).abs()), 0.0)
+    return call.error(call["self"]) + exponent + denominator + kept + call.rounding(4)
 
 
 @rule("logsumexp.default")

@@ -187,6 +187,7 @@ def test_in_place_programs_are_made_functional() -> None:
     assert "batch_norm.default(%0, %1, %2, %3, %4, False, 0.1, 1e-05, False)" in calls(imported_)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", range(len(NORMAL)))
 def test_functional_programs_need_no_second_trace(number: int) -> None:
     """What is imported as it was exported is what torch's own functional form of it gives."""

@@ -46,7 +46,7 @@ def _flat(value: Any) -> list[torch.Tensor]:
 
 
 @given(torch_cases())
-@share(0.06)
+@share(0.04)
 def test_random_modules(case: TorchCase) -> None:
     _check_case(case)
 

@@ -47,7 +47,7 @@ def test_refused_without_a_length(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", [5, 8])
+@pytest.mark.parametrize("length", [pytest.param(5, marks=pytest.mark.full), 8])
 def test_fixed_for_a_length(kind: str, length: int, tmp_path: Path) -> None:
     model = save(kind, tmp_path)
     ids = torch.randint(0, 31, (2, length), generator=torch.Generator().manual_seed(1))
@@ -58,6 +58,7 @@ def test_fixed_for_a_length(kind: str, length: int, tmp_path: Path) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_length_beyond_the_first_one(tmp_path: Path) -> None:
     """LongRoPE beyond its original length: other frequencies than below, those of transformers."""
     model = save("longrope", tmp_path)

@@ -60,6 +60,7 @@ def test_stored_dtype_is_the_encoding(folder: Path) -> None:
     assert module.params["model.rotary_emb.inv_freq"].encoding == Dense(torch.float32)
 
 
+@pytest.mark.full
 def test_shards(tmp_path: Path) -> None:
     model = random_model("llama")
     model.save_pretrained(tmp_path, max_shard_size="60KB")
@@ -85,6 +86,7 @@ def test_tied_weights_are_one_parameter(tmp_path: Path) -> None:
     assert uses.count("model.embed_tokens.weight") == 2
 
 
+@pytest.mark.full
 def test_weights_of_a_model_without_its_head(tmp_path: Path) -> None:
     """A base model's checkpoint, read by a class that has it inside, and under the names of older checkpoints."""
     model = random_model("bert")
@@ -131,6 +133,7 @@ def test_left_over_weights(folder: Path) -> None:
     assert UP in import_checkpoint(folder, ignore_unexpected=True).params
 
 
+@pytest.mark.full
 def test_buffers_of_older_versions_are_harmless(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}))
     assert UP in import_checkpoint(folder).params

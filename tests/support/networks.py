@@ -55,7 +55,8 @@ class ResidualNetwork(nn.Module):
         self.head = nn.Linear(inputs, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.pool(self.stages(self.stem(images))).flatten(1))
+        scores: torch.Tensor = self.head(self.pool(self.stages(self.stem(images))).flatten(1))
+        return scores
 
 
 class TransformerBlock(nn.Module):
@@ -74,7 +75,8 @@ class TransformerBlock(nn.Module):
         q, k, v = joined.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
         x = x + self.out(mixed)
-        return x + self.mlp(self.mlp_norm(x))
+        mixed_again: torch.Tensor = self.mlp(self.mlp_norm(x))
+        return x + mixed_again
 
 
 class VisionTransformer(nn.Module):
@@ -103,7 +105,8 @@ class VisionTransformer(nn.Module):
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1)
         x = self.norm(self.blocks(x + self.positions))
-        return self.head(x.mean(1) if self.class_token is None else x[:, 0])
+        scores: torch.Tensor = self.head(x.mean(1) if self.class_token is None else x[:, 0])
+        return scores
 
 
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
