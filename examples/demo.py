@@ -41,10 +41,11 @@ def main() -> int:
     steps = _Steps(console)
     model = steps.run("trace", lambda: planish.trace(CHECKPOINT))
     small = steps.run("compress", lambda: planish.compress(model, RECIPE))
-    _show_passes(console, [*small.reports])
+    ready = steps.run("prepare", lambda: planish.prepare(small))
+    _show_passes(console, [*ready.reports])
     with tempfile.TemporaryDirectory(prefix="planish-demo-") as folder:
         rows = []
-        for name, subject in (("bfloat16", model), ("4 bits", small)):
+        for name, subject in (("bfloat16", model), ("4 bits", ready)):
             artifact = steps.run(f"build {name}", lambda subject=subject: planish.build(subject, "host"))
             program = planish.load(artifact.save(Path(folder) / name.replace(" ", "-")))
             rows.append((name, *_measure(program, subject.nbytes)))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from planish.building import build as build
     from planish.building import load as load
+    from planish.building import prepare as prepare
     from planish.compression import compress as compress
     from planish.model import Model as Model
     from planish.tracing import trace as trace
@@ -32,11 +33,12 @@ _NAMES = {
     "build": "planish.building",
     "compress": "planish.compression",
     "load": "planish.building",
+    "prepare": "planish.building",
     "trace": "planish.tracing",
     "verify": "planish.verification",
 }
 
-__all__ = ["Model", "__version__", "build", "compress", "load", "trace", "verify"]
+__all__ = ["Model", "__version__", "build", "compress", "load", "prepare", "trace", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,16 +22,31 @@ def _quiet(fraction: float, phrase: str) -> None:
     """Progress that nobody watches."""
 
 
-def build(model: Model | Module, target: str = "host", *, check: bool = True, progress: Progress = _quiet) -> Artifact:
-    """Compile a model.
+def prepare(model: Model | Module, target: str = "host", *, check: bool = True, progress: Progress = _quiet) -> Model:
+    """The model as it will be compiled, with the report of the passes that made it so.
 
-    Generation programs are derived first when the model is a causal language model, and what pays off on every machine
-    is done (linear maps of one input joined, what nothing reads dropped).
+    Generation programs are derived when the model is a causal language model, and what pays off on every machine is done
+    (linear maps of one input joined, batch norms folded, what nothing reads dropped). Preparing twice changes nothing.
+    `build` does this by itself; see it for the arguments and errors.
+    """
+    from planish.passes.manager import PassManager
+    from planish.targets import open_target
+
+    given = model if isinstance(model, Model) else Model(model)
+    derives = given.module.metadata.get("kind") == "causal_lm" and "decode" not in given.module.functions
+    passes = [*(generation() if derives else []), *lowering()]
+    context = Context(capabilities=open_target(target).capabilities(), progress=progress)
+    module, report = PassManager(passes, check=check, context=context).run(given.module)
+    return given.after(module, report)
+
+
+def build(model: Model | Module, target: str = "host", *, check: bool = True, progress: Progress = _quiet) -> Artifact:
+    """Compile a model, prepared first (see `prepare`).
 
     Args:
-        model: what `trace` or `compress` returned, or a module.
+        model: what `trace`, `compress` or `prepare` returned, or a module.
         target: "host", or another registered target's name.
-        check: hold these passes to their contracts, as `compress` does.
+        check: hold the preparing passes to their contracts, as `compress` does.
         progress: called with a fraction between 0 and 1 and a phrase.
 
     Raises:
@@ -39,16 +54,10 @@ def build(model: Model | Module, target: str = "host", *, check: bool = True, pr
         InputError: for an unknown target, naming the nearest known one.
     """
     from planish.codegen.build import build as compile_module
-    from planish.passes.manager import PassManager
     from planish.targets import open_target
 
-    given = model if isinstance(model, Model) else Model(model)
     machine = open_target(target)
-    derives = given.module.metadata.get("kind") == "causal_lm" and "decode" not in given.module.functions
-    passes = [*(generation() if derives else []), *lowering()]
-    context = Context(capabilities=machine.capabilities(), progress=lambda f, phrase: progress(f * 0.3, phrase))
-    module, report = PassManager(passes, check=check, context=context).run(given.module)
-    ready = given.after(module, report)
+    ready = prepare(model, target, check=check, progress=lambda f, phrase: progress(f * 0.3, phrase))
     return compile_module(
         ready.module,
         machine,

@@ -29,6 +29,8 @@ def compile_model(
     if recipe is not None:
         with progress("compressing") as move:
             model = planish.compress(model, recipe, check=check, progress=move)
+    with progress("preparing") as move:
+        model = planish.prepare(model, target, check=check, progress=move)
     with progress("building") as move:
         artifact = planish.build(model, target, check=check, progress=move)
         folder = artifact.save(out)
