@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from tvm import relax, tirx
+from tvm import relax
 
 from planish.codegen.dims import Expr, Symbols
 from planish.codegen.family import Packed
@@ -75,14 +74,3 @@ class Emitter:
             variable = self.builder.add_func(function.without_attr("global_symbol"), name)
             self._kernels[function] = variable
         return self._kernels[function]
-
-
-def storage_shape(shape: Sequence[Dim], symbols: Symbols) -> tuple[Expr, ...]:
-    return symbols.shape(shape)
-
-
-def stored_dtype(dtype: torch.dtype) -> str:
-    return STORAGE[dtype]
-
-
-__all__ = ["Emitter", "stored_dtype", "tensor_type", "tirx"]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import tvm
 from tvm import relax
 
 from planish.codegen.dims import Symbols
@@ -177,11 +176,3 @@ class _Lowering:
                 continue
             written.append(self.fused.overwrite(self.emitter, memory[name], self.operand(operand), operand.type))
         return written
-
-
-def verify_well_formed(lowered: Lowered) -> bool:
-    """TVM's own check of the lowered module."""
-    return bool(relax.analysis.well_formed(lowered.tvm_module))
-
-
-__all__ = ["Lowered", "LoweredFunction", "lower", "tvm", "verify_well_formed"]

@@ -19,7 +19,7 @@ from planish.codegen.runtime.machine import usable_cores
 
 CPU = 1
 """DLPack's number of the CPU."""
-_NAIVE, _POOLED = 1, 2
+_NAIVE = 1
 _ONE_CORE_PER_THREAD = 1
 
 

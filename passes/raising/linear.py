@@ -54,7 +54,7 @@ def _is_weight(match: Match, graph: Graph) -> str | None:
     return None if kind.rank == 2 else f"the right factor {kind} is no matrix"
 
 
-# x @ w + b with w stored [in, out], as GPT-2 writes its linear maps.
+# x @ w + b with w stored [in, out], the transpose of a linear layer's weight.
 ADDMM = pattern_rule(
     "addmm",
     lambda x, weight, bias: call("addmm.default", bias, x, weight),
