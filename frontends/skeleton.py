@@ -6,14 +6,15 @@ computes when it is made (rotary frequencies, masks) have their values, which no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
+
+from planish.ir.interpret import default_dtype
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -30,7 +31,7 @@ def without_weights(
     build: Callable[[], torch.nn.Module], dtype: torch.dtype
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The module that `build` makes, in evaluation mode, with fake parameters, and its real buffers by name."""
-    with _default_dtype(dtype), _EmptyOnMeta():
+    with default_dtype(dtype), _EmptyOnMeta():
         module = build().eval()
     buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_meta}
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -54,13 +55,3 @@ def without_weights(
             if buffer is not None and buffer.is_meta:
                 part._buffers[name] = fake(buffer)
     return module, buffers
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
