@@ -28,9 +28,11 @@ def _product(call: Call) -> torch.Tensor:
 
 
 def product_error(a: torch.Tensor, ea: torch.Tensor, b: torch.Tensor, eb: torch.Tensor) -> torch.Tensor:
-    """|a| eb + ea |b| + ea eb, with 0 where one factor is exactly 0 and the other one infinite."""
-    error: torch.Tensor = a.abs() * eb + ea * b.abs() + ea * eb
-    return torch.nan_to_num(error, nan=0.0, posinf=math.inf)
+    """|a| eb + ea |b| + ea eb, where 0 times infinity is 0: an exact factor of 0, or an exact infinite one."""
+    error = torch.zeros((), dtype=torch.float64)
+    for factor, other in ((a.abs(), eb), (ea, b.abs()), (ea, eb)):
+        error = error + torch.nan_to_num(factor * other, nan=0.0, posinf=math.inf)
+    return error
 
 
 @rule("div.Tensor", "div.Scalar")
@@ -66,7 +68,9 @@ def _stepped(call: Call) -> torch.Tensor:
     if call.arguments.get("rounding_mode", "floor") is None:
         quotient: torch.Tensor = _quotient(call)
         return quotient
-    error: torch.Tensor = _steps(call)[1] + call.rounding()
+    # torch divides what is left of a after its remainder, then takes the nearest integer: two roundings in the dtype.
+    steps, rounded = _steps(call)[1], call.rounding(2) + call.rounding()
+    error: torch.Tensor = steps + call.rounding() + torch.where(rounded >= 0.5, 0.5 + rounded, 0.0)
     return error
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from planish.ir.bounds.mode import Call, Rule, rule, wide
+from planish.ir.bounds.mode import RULES, Call, Rule, rule, wide
+from planish.ir.bounds.rounding import UNDERFLOW, accumulation_dtype
 
 Reach = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(x, e, y) -> how far f can be from f(x) = y on [x - e, x + e]."""
@@ -74,7 +75,7 @@ FUNCTIONS: dict[str, tuple[Reach, float, float]] = {
     "log.default": (_log, 4, 0),
     "log2.default": (lambda x, e, y: _log(x, e, y) / math.log(2), 4, 0),
     "log1p.default": (lambda x, e, y: _log(1 + x, e, y), 4, 0),
-    "sqrt.default": (_sqrt, 1, 0),
+    "sqrt.default": (_sqrt, 4, 0),
     "rsqrt.default": (_rsqrt, 4, 0),
     "sin.default": (_bounded(1.0, 2.0), 4, 0),
     "cos.default": (_bounded(1.0, 2.0), 4, 0),
@@ -83,7 +84,8 @@ FUNCTIONS: dict[str, tuple[Reach, float, float]] = {
     "erf.default": (_erf, 4, 0),
     "silu.default": (_lipschitz(1.1), 8, 0),
     "softplus.default": (_lipschitz(1.0), 8, 0),
-    "leaky_relu.default": (_lipschitz(1.0), 1, 0),
+    # The slope is rounded too.
+    "leaky_relu.default": (_lipschitz(1.0), 2, 0),
     "elu.default": (_lipschitz(1.0), 8, 1),
     "mish.default": (_lipschitz(1.1), 12, 0),
     # 1 + erf(x) cancels for negative x, so the roundoff is one of x.
@@ -100,10 +102,9 @@ def _make(reach: Reach, relative: float, absolute: float) -> Rule:
         found = torch.nan_to_num(reach(x, error, wide(call.result)), nan=math.inf, posinf=math.inf)
         # An infinite argument without error has no reach: e = 0 times an infinite slope.
         found = torch.where(error == 0, 0.0, found) + call.rounding(relative)
-        if absolute:
-            magnitude = torch.where(torch.isfinite(x), x.abs(), 0.0)
-            found = found + absolute * call.accumulation * magnitude
-        return found
+        magnitude = torch.where(torch.isfinite(x), x.abs(), 0.0)
+        # A product with x makes that much of what an exponential loses when it underflows or its inverse overflows.
+        return found + (absolute * call.accumulation + UNDERFLOW[accumulation_dtype(call.dtype)]) * magnitude
 
     return bound
 
@@ -125,6 +126,23 @@ for _overload, _record in FUNCTIONS.items():
     if _overload in ("leaky_relu.default", "elu.default", "softplus.default"):
         _rule = _parameters_allow(_rule)
     rule(_overload)(_rule)
+
+
+def _half_width(overload: str, extra: Rule) -> None:
+    """Add what torch's kernels for half-width floats lose beside the kernels for the others."""
+    inner = RULES[overload]
+
+    def bound(call: Call) -> Any:
+        half = accumulation_dtype(call.dtype) != call.dtype
+        return inner(call) + extra(call) if half else inner(call)
+
+    rule(overload)(bound)
+
+
+# The square root is rounded before its inverse is taken.
+_half_width("rsqrt.default", lambda call: call.rounding())
+# A rational approximation with an absolute error of 1.5e-7 (Abramowitz and Stegun, 7.1.26), which cancels near 0.
+_half_width("erf.default", lambda call: 1.5e-7 + 4 * call.accumulation)
 
 LOG_SIGMOID = _make(_lipschitz(1.0), 8, 0)
 

@@ -95,7 +95,7 @@ def _clamp(call: Call) -> torch.Tensor:
         if end is not None:
             ends = torch.maximum(ends, call.error(end))
     cut = ((x + error) <= bounds[0]) | ((x - error) >= bounds[1])
-    return torch.where(cut, 0.0, error) + ends
+    return torch.where(cut, 0.0, error.minimum(bounds[1] - bounds[0])) + ends
 
 
 @rule("amax.default", "amin.default", "max.default", "min.default")

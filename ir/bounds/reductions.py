@@ -90,8 +90,8 @@ def _softmax(call: Call) -> torch.Tensor:
 def _log_softmax(call: Call) -> torch.Tensor:
     shifted, _, denominator = _log_spread(call)
     exponent = torch.where(torch.isfinite(shifted), call.accumulation * shifted.abs(), 0.0)
-    # Depending on the axis, torch keeps x - max or the logarithm of the sum in x's own dtype before it subtracts.
-    kept = torch.where(torch.isfinite(shifted), call.unit * (shifted.abs() + wide(call.value).abs()), 0.0)
+    # Depending on the axis, torch keeps x - max, or the sum and its logarithm, in x's own dtype before it subtracts.
+    kept = torch.where(torch.isfinite(shifted), call.unit * (1 + shifted.abs() + wide(call.value).abs()), 0.0)
     return call.error(call["self"]) + exponent + denominator + kept + call.rounding(4)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from planish.ir import Function, Interpreter, Module, Op
 from planish.ir.bounds import Bounded, NoBound, evaluate_bounded, run_bounded, unit_roundoff
+from planish.ir.bounds.functions import FUNCTIONS
 from planish.ir.interpret import default_dtype, promote_dtype, promote_op
 from planish.ir.module import Operand, ParamRef, StateRef
 from planish.ir.ops import OPS, Linear, Slot, aten
@@ -61,6 +62,19 @@ def test_one_operation(name: str, data: st.DataObject) -> None:
         return
     for computed, bound, reference in zip(sample.op.evaluate(*operands), bounds, exact):
         assert not exceeded(computed, reference, bound.bound())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("overload", sorted(FUNCTIONS))
+def test_every_half_width_value(overload: str, dtype: torch.dtype) -> None:
+    """All 65536 arguments, through the vector kernels and through the scalar ones that finish a tensor."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    op = aten(overload, Slot(0))
+    for x in (every, every[::2]):
+        with default_dtype(torch.float64):
+            (exact,) = bounded(promote_op(op), (x.to(torch.float64),))
+        (found,) = bounded(op, (x,))
+        assert not exceeded(found.value, exact, found.bound())
 
 
 @share(0.5)
