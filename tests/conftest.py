@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import planish.passes.manager as manager
-from planish.ir import Module, parse_module, print_module, structural_hash, verify
+from planish.ir import Module, PlanishError, parse_module, print_module, structural_hash, verify
 from planish.testing.profiles import load_profile
 
 _TIERS = ("quick", "full", "nightly")
@@ -37,16 +36,45 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if id(item) in kept]
 
 
-def _verify_and_round_trip(module: Module) -> None:
-    """What the manager calls a verified module, parsed back from its text, is the same module."""
-    verify(module)
-    parsed = parse_module(print_module(module), module.params)
-    assert structural_hash(parsed) == structural_hash(module), "the text form does not parse back to the same module"
+class RoundTrips:
+    """Every module built while tests run, unless the verifier refuses it, is the same module once printed and parsed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._busy = False
+
+    def check(self, module: Module) -> None:
+        """Called for each module as it is built; those that parsing builds in turn are left alone."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            if _legal(module):
+                self.count += 1
+                parsed = parse_module(print_module(module), module.params)
+                same = structural_hash(parsed) == structural_hash(module)
+                assert same, f"the text form does not parse back to the same module:\n{module}"
+        finally:
+            self._busy = False
+
+
+def _legal(module: Module) -> bool:
+    try:
+        verify(module)
+    except PlanishError:
+        return False
+    return True
 
 
 @pytest.fixture(autouse=True, scope="session")
-def round_trips() -> Iterator[None]:
-    """Every module that any test hands to the pass manager, and every module that a pass makes there, round-trips."""
+def round_trips() -> Iterator[RoundTrips]:
+    """Watches the modules of the whole run: built by tests, frontends, passes or the parser."""
+    trips, build = RoundTrips(), Module.__post_init__
+
+    def watched(module: Module) -> None:
+        build(module)
+        trips.check(module)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manager, "verify", _verify_and_round_trip)
-        yield
+        patch.setattr(Module, "__post_init__", watched)
+        yield trips

@@ -35,6 +35,7 @@ from planish.ir import (
 from planish.ir.attributes import attribute_key
 from planish.ir.encodings import GroupedInt
 from planish.ir.ops import Aten, Linear, RmsNorm, Slot
+from planish.ir.text import printer
 from planish.ir.text.attributes import format_attribute
 from planish.ir.text.expressions import ExpressionParser
 from planish.ir.text.scanner import Scanner
@@ -81,6 +82,16 @@ def check_round_trip(module: Module) -> None:
 @given(modules())
 def test_modules_round_trip(module: Module) -> None:
     check_round_trip(module)
+
+
+def test_every_module_of_the_suite_is_watched(round_trips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that builds a module and does nothing else with it checks the text form all the same."""
+    before = round_trips.count
+    Module({})
+    assert round_trips.count == before + 1
+    monkeypatch.setattr(printer, "format_attribute", lambda value: "0")
+    with pytest.raises(AssertionError, match="does not parse back"):
+        Module({}, metadata={"context": 3})
 
 
 @pytest.mark.nightly
