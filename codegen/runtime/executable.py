@@ -25,8 +25,10 @@ class Executable:
         check_features(manifest["target"]["features"], cpu_features())
         self.folder, self.manifest, self._keep = folder, manifest, keep
         library, weights = CompiledLibrary(folder / KERNELS), map_weights(folder / WEIGHTS)
+        # Ranges are what the trace assumed; derived programs are checked for their own sizes.
+        traced = {symbol: (low, high) for symbol, low, high in manifest["metadata"].get("dim_ranges", ())}
         self.programs = {
-            name: Program(name, library.function(name), signature, weights)
+            name: Program(name, library.function(name), signature, weights, traced if name == "forward" else {})
             for name, signature in manifest["functions"].items()
         }
         set_threads(usable_cores() if threads is None else threads)

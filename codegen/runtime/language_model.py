@@ -74,7 +74,7 @@ class LanguageModel(Executable):
         texts = [tokenizer.chat([{"role": "user", "content": p}]) if chat else p for p in prompts]
         # A template writes the special tokens itself.
         rows = [tokenizer.encode(t, special=not chat) for t in texts]
-        streams = [TextStream(tokenizer, (stop,) if isinstance(stop, str) else tuple(stop)) for _ in rows]
+        streams = [TextStream(tokenizer, (stop,) if isinstance(stop, str) else tuple(stop), row) for row in rows]
         for step in self._steps(rows, streams, **options):
             for row, token in step.items():
                 piece = streams[row].push(token)

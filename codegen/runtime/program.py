@@ -18,10 +18,14 @@ class Program:
         inputs: names and types of its tensors, in order.
         outputs: names and types of its results.
         states: names of the states it takes after its inputs; it writes them where they are.
+        ranges: by symbol, the least and the largest size (None: no limit) for which the function holds.
     """
 
-    def __init__(self, name: str, function: Any, signature: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-        self.name, self._function = name, function
+    def __init__(
+        self, name: str, function: Any, signature: Mapping[str, Any], weights: Mapping[str, Any],
+        ranges: Mapping[str, tuple[int, int | None]],
+    ) -> None:  # fmt: skip
+        self.name, self._function, self.ranges = name, function, ranges
         self.inputs = {i["name"]: parse_type(i["type"]) for i in signature["inputs"]}
         self.outputs = {o["name"]: parse_type(o["type"]) for o in signature["outputs"]}
         self.states: list[str] = list(signature["states"])
@@ -33,7 +37,7 @@ class Program:
         `states` are arrays as they lie in memory, in the order of `self.states`; they are written in place.
 
         Raises:
-            InputError: when a tensor is missing, or its dtype or shape is not the declared one.
+            InputError: when a tensor is missing, its dtype or shape is not the declared one, or a size is out of range.
         """
         given = self._in_order(tensors)
         arguments = self._checked(given)
@@ -60,4 +64,9 @@ class Program:
             array = as_array(tensor, type, what)
             type.bind(array.shape, sizes, what)
             arrays.append(array)
+        for symbol, (low, high) in self.ranges.items():
+            size = sizes.get(symbol, low)
+            if size < low or (high is not None and size > high):
+                limits = f"at least {low}" if high is None else f"{low} to {high}"
+                raise input_error(f"{symbol} is {size} in these tensors, but {self.name} was traced for {limits}")
         return arrays

@@ -101,38 +101,59 @@ def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
+# So many ids of the prompt are decoded along with new ones: a decoder may write an id differently at the start of a text.
+_CONTEXT = 8
+
+
 class TextStream:
     """Turns ids that come one by one into text, holding back what may still change.
 
-    Held back are bytes that make no character yet, and a tail that may be the beginning of a stop string.
+    Held back are bytes that make no character yet, and a tail that may be the beginning of a stop string. Each id is
+    decoded together with those of the step before, so that a long text costs no more a token than a short one.
+
+    Args:
+        tokenizer: the artifact's.
+        stop: strings before which the text ends.
+        prompt: the ids that the new ones go on from.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int] = ()) -> None:
         if any(not s for s in stop):
             raise input_error("a stop string must not be empty")
         self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._ids: list[int] = []
-        self._given = 0
+        self._known, self._new = list(prompt[-_CONTEXT:]), list[int]()
+        self._pending = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that is certain after one more token; sets `stopped` when a stop string is complete."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        ends = [at for s in self._stop if (at := text.find(s)) >= 0]
+        self._new.append(token)
+        text = self._undecoded()
+        if text.endswith(INCOMPLETE):
+            return ""
+        if text:
+            self._known, self._new = self._new, []
+        self._pending += text
+        ends = [at for s in self._stop if (at := self._pending.find(s)) >= 0]
         if ends:
             self.stopped = True
-            return self._emit(text, min(ends))
-        complete = text.rstrip(INCOMPLETE)
-        return self._emit(text, len(complete) - max((_begun(complete, s) for s in self._stop), default=0))
+            return self._emit(min(ends))
+        return self._emit(len(self._pending) - max((_begun(self._pending, s) for s in self._stop), default=0))
 
     def close(self) -> str:
         """The text that was still held back."""
-        return "" if self.stopped else self._emit(text := self._tokenizer.decode(self._ids), len(text))
+        if self.stopped:
+            return ""
+        self._pending += self._undecoded()
+        return self._emit(len(self._pending))
 
-    def _emit(self, text: str, end: int) -> str:
-        piece = text[self._given : max(end, self._given)]
-        self._given = max(end, self._given)
+    def _undecoded(self) -> str:
+        """What the ids that are not text yet add to those before them."""
+        before = self._tokenizer.decode(self._known)
+        return self._tokenizer.decode([*self._known, *self._new])[len(before) :]
+
+    def _emit(self, end: int) -> str:
+        piece, self._pending = self._pending[:end], self._pending[end:]
         return piece
 
 

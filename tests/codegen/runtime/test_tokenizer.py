@@ -68,6 +68,23 @@ def test_what_may_begin_a_stop_string_is_held_back(bytewise: Tokenizer) -> None:
     assert run(bytewise, "xab", ("abd",)) == ["x", "", "", "ab"]
 
 
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=12), st.data())
+def test_words_keep_the_space_before_them(tmp_path_factory: pytest.TempPathFactory, words: list[str], data: Any) -> None:
+    """Decoders of this kind drop the space at the start of a text: new ids are no start."""
+    folder = tmp_path_factory.getbasetemp() / "words"
+    if not folder.exists():
+        folder.mkdir()
+        spaced = tokenizers.Tokenizer(models.WordLevel({"\u2581a": 0, "\u2581b": 1}, unk_token="\u2581a"))
+        spaced.pre_tokenizer, spaced.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        spaced.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(folder)
+    ids = tokenizer.encode(" ".join(words))
+    split = data.draw(st.integers(0, len(ids)))
+    stream = TextStream(tokenizer, (), ids[:split])
+    new = "".join([*map(stream.push, ids[split:]), stream.close()])
+    assert tokenizer.decode(ids[:split]) + new == " ".join(words)
+
+
 def test_a_stored_limit_cuts_no_prompt(bytewise: Tokenizer) -> None:
     assert len(bytewise.encode("twelve bytes")) == 12
 
