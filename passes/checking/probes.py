@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -53,20 +54,30 @@ def used_states(module: Module, function: Function) -> list[str]:
 
 
 def choose_sizes(module: Module, function: Function, number: int) -> dict[str, int]:
-    """A size for each symbol of the inputs, then of the states, whose capacity must hold what the inputs bring."""
+    """A size for each symbol of the inputs, within the range for which the module was traced, then of the states, whose
+    capacity must hold what the inputs bring."""
     chosen: dict[str, int] = {}
+    ranges = _traced_ranges(module)
     options = SIZES[number % len(SIZES)]
     least = _exceeded(function)
     for value in function.inputs:
         for name in _symbols(value.type):
             if name not in chosen:
                 size = options[len(chosen) % len(options)] + len(chosen) // len(options)
-                chosen[name] = size if not chosen else max(size, least)
+                low, high = ranges.get(name, (1, None))
+                size = low - 1 + (size if not chosen else max(size, least))
+                chosen[name] = size if high is None else min(size, high)
     capacity = sum(chosen.values()) + 2
     for state in used_states(module, function):
         for name in _symbols(module.states[state].type):
             chosen.setdefault(name, capacity)
     return chosen
+
+
+def _traced_ranges(module: Module) -> dict[str, tuple[int, int | None]]:
+    """The least and the largest size (None: no limit) of the symbols that a trace has bounded."""
+    stated: Any = module.metadata.get("dim_ranges", ())
+    return {name: (low, high) for name, low, high in stated}
 
 
 def _symbols(type: TensorType) -> list[str]:

@@ -141,13 +141,13 @@ def write_artifact(folder: Path, **facts: object) -> Path:
 
 
 def test_a_size_that_was_not_traced() -> None:
-    height = torch.export.Dim("H", min=8, max=64)
-    pooled = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
-    program = planish.build(planish.trace(pooled, (torch.ones(1, 1, 9, 8),), dynamic_shapes=({2: height},))).load()
-    assert program(torch.ones(1, 1, 64, 8)).shape == (1, 2, 1, 1)
+    rows = torch.export.Dim("N", min=8, max=64)
+    model = planish.trace(torch.nn.Linear(4, 2), (torch.ones(9, 4),), dynamic_shapes=({0: rows},))
+    program = planish.build(model).load()
+    assert program(torch.ones(64, 4)).shape == (64, 2)
     for size in (7, 65):
-        sentence = refusal(lambda size=size: program(torch.ones(1, 1, size, 8)))  # type: ignore[misc]
-        assert sentence == f"H is {size} in these tensors, but forward was traced for 8 to 64"
+        sentence = refusal(lambda size=size: program(torch.ones(size, 4)))  # type: ignore[misc]
+        assert sentence == f"N is {size} in these tensors, but forward was traced for 8 to 64"
 
 
 def test_an_artifact_with_a_changed_byte(tmp_path: Path) -> None:

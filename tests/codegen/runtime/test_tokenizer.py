@@ -69,7 +69,9 @@ def test_what_may_begin_a_stop_string_is_held_back(bytewise: Tokenizer) -> None:
 
 
 @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=12), st.data())
-def test_words_keep_the_space_before_them(tmp_path_factory: pytest.TempPathFactory, words: list[str], data: Any) -> None:
+def test_words_keep_the_space_before_them(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], data: Any
+) -> None:
     """Decoders of this kind drop the space at the start of a text: new ids are no start."""
     folder = tmp_path_factory.getbasetemp() / "words"
     if not folder.exists():

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from planish.ir import Builder, Module, Node, Operand, ParamRef, Rewriter, TensorType, Value, dense_param, symbol
 from planish.ir.bounds import Bounded
@@ -293,3 +295,14 @@ def test_probes_are_legal_and_the_same_each_time() -> None:
         assert int(ids.max()) < 5 and int(ids.min()) >= 0
         assert bool((mask.long().diff(dim=1) >= 0).all()) and bool(mask[:, -1].all()), "left padding"
         assert len({int(row.sum()) for row in mask}) == len(mask), "rows of different lengths"
+
+
+@given(st.integers(1, 40), st.integers(0, 9), st.integers(0, 1))
+def test_probes_have_sizes_for_which_the_module_was_traced(low: int, more: int, number: int) -> None:
+    builder = Builder("forward")
+    x = builder.input("x", TensorType(torch.float32, (symbol("N"), symbol("M"))))
+    ranges = (("M", low, None), ("N", low, low + more))
+    module = Module({"forward": builder.finish([x], ["y"])}, metadata={"dim_ranges": ranges})
+    sizes = make_probe(module, module.functions["forward"], number, 3).sizes
+    assert low <= sizes["N"] <= low + more
+    assert sizes["M"] >= low
