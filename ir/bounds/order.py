@@ -90,7 +90,7 @@ def _clamp(call: Call) -> torch.Tensor:
     high = call.arguments.get("max", call.arguments.get("max_val"))
     x, error = wide(call["self"]), call.error(call["self"])
     ends = torch.zeros((), dtype=torch.float64)
-    bounds = [-math.inf if low is None else wide(low), math.inf if high is None else wide(high)]
+    bounds = [wide(-math.inf if low is None else low), wide(math.inf if high is None else high)]
     for end in (low, high):
         if end is not None:
             ends = torch.maximum(ends, call.error(end))
