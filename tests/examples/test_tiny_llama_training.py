@@ -53,7 +53,9 @@ def trainer(recipe: object, checkpoint: Path, seed: int = 3) -> object:
     return loop.Trainer(transformers.LlamaForCausalLM(config), stream, recipe, {"text": "drawn"}, checkpoint)
 
 
-SMALL = loop.Recipe(steps=6, tokens_per_step=64, context=16, long_context=32, warmup_steps=2)
+SMALL = loop.Recipe(
+    steps=6, tokens_per_step=64, short_context=8, short_steps=2, context=16, long_context=32, warmup_steps=2
+)
 
 
 def weights(run: object) -> dict[str, torch.Tensor]:
