@@ -7,23 +7,28 @@ READY  := $(VENV)/.ready
 # Derandomised, so that a red run means a change; `make nightly` searches at random.
 export HYPOTHESIS_PROFILE ?= ci
 
-.PHONY: demo test quick nightly lint clean
+.PHONY: demo test quick nightly lint arm clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) lint
+test: $(READY) lint arm
 	$(BIN)/python -m pytest -n 2 --dist loadfile --tier full
 
 quick: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-nightly: $(READY)
+nightly: $(READY) arm
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile --tier nightly
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python tests/support/typecheck.py
+
+# An emulated Arm machine; where it cannot be had, the tests that need it are skipped and say why.
+arm: $(READY)
+	@command -v qemu-aarch64 >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y qemu-user; } || true
+	-@$(BIN)/python -P -m planish.targets.arm.emulator
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
-from planish.ir import Capabilities
+from planish.ir import Capabilities, InputError
 
 
 class Target(ABC):
@@ -20,8 +20,19 @@ class Target(ABC):
         device: the kind of device kernels run on, in the runtime's words ("cpu").
     """
 
-    name: ClassVar[str]
+    name: str
     device: ClassVar[str] = "cpu"
+
+    @classmethod
+    def named(cls, detail: str) -> Self:
+        """The target for what a user wrote after its name and a colon ("cortex-a76" of "arm:cortex-a76"), or for "".
+
+        Raises:
+            InputError: for a detail that means nothing to this target.
+        """
+        if detail:
+            raise InputError(f"the target {cls.name!r} takes no processor, but {detail!r} was given")
+        return cls()
 
     @abstractmethod
     def tvm_target(self) -> Any:

@@ -13,6 +13,7 @@ from planish.standard import generation, lowering
 
 if TYPE_CHECKING:
     from planish.codegen.artifact import Artifact
+    from planish.codegen.runtime.device import Device
     from planish.codegen.runtime.executable import Executable
 
 Progress = Callable[[float, str], None]
@@ -74,12 +75,23 @@ def _tokenizer_folder(folder: Path | None) -> Path | None:
     return folder if folder is not None and any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
-def load(folder: str | Path, *, threads: int | None = None) -> Executable:
+def load(folder: str | Path, *, threads: int | None = None, device: str | Device | None = None) -> Executable:
     """Open an artifact: check its versions, hashes and machine, map its weights.
 
+    Args:
+        folder: the artifact.
+        threads: how many threads compiled code uses; as many as there are cores when None.
+        device: where to run it: this process when None, "rpc:HOST:PORT" for a machine with TVM's RPC server, or an
+            opened device.
+
     Raises:
-        InputError: when it is no artifact, was changed, or was built for another version or machine.
+        InputError: when it is no artifact, was changed, or was built for another version or machine; when the device
+            does not answer.
     """
     from planish.codegen.runtime.executable import open_artifact
 
-    return open_artifact(Path(folder), threads=threads)
+    if isinstance(device, str):
+        from planish.codegen.remote import connect
+
+        device = connect(device)
+    return open_artifact(Path(folder), threads=threads, device=device)

@@ -7,7 +7,6 @@ if __name__ == "targets":
 
 import difflib
 import importlib
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,10 @@ if TYPE_CHECKING:
     from planish.codegen.target import Target
 
 # Modules are named and not imported: a list of targets must not load a compiler.
-TARGETS: dict[str, str] = {"host": "planish.targets.host.target:HostTarget"}
+TARGETS: dict[str, str] = {
+    "arm": "planish.targets.arm.target:ArmTarget",
+    "host": "planish.targets.host.target:HostTarget",
+}
 
 
 def target_names() -> list[str]:
@@ -25,23 +27,33 @@ def target_names() -> list[str]:
     return sorted({*TARGETS, *(point.name for point in entry_points(group="planish.targets"))})
 
 
-def open_target(name: str) -> Target:
-    """The target of that name.
+def target_class(name: str) -> type[Target]:
+    """The class of targets of that name, without what follows a colon.
 
     Raises:
         InputError: for an unknown name, with the nearest known one.
-        UnsupportedError: when the target cannot be used on this machine.
     """
-    made: Callable[[], Target]
+    made: type[Target]
     if name in TARGETS:
         module, _, attribute = TARGETS[name].partition(":")
         made = getattr(importlib.import_module(module), attribute)
-        return made()
+        return made
     for point in entry_points(group="planish.targets"):
         if point.name == name:
             made = point.load()
-            return made()
+            return made
     known = target_names()
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
     raise InputError(f"there is no target {name!r}; {hint}")
+
+
+def open_target(text: str) -> Target:
+    """The target that a user names: "host", "arm", "arm:cortex-a76+i8mm".
+
+    Raises:
+        InputError: for an unknown name, processor or feature, with the nearest known one.
+        UnsupportedError: when the target cannot be used on this machine.
+    """
+    name, _, detail = text.partition(":")
+    return target_class(name).named(detail)

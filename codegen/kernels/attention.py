@@ -133,11 +133,12 @@ class Attention:
 
 def configure(tile: FloatTile, **attributes: Any) -> Attention:
     """The kernel for a machine's vectors with register tiles that fill its registers."""
-    if tile.registers >= 32:
-        return Attention(
-            tile=tile, rows=6, key_vectors=4, value_vectors=4, block_vectors=256 // tile.lanes, **attributes
-        )
-    return Attention(tile=tile, rows=6, key_vectors=2, value_vectors=2, block_vectors=256 // tile.lanes, **attributes)
+    # One vector of a subtile holds a number for each of its rows.
+    rows, vectors = min(6, tile.lanes), 4 if tile.registers >= 32 else 2
+    block = 256 // tile.lanes
+    return Attention(
+        tile=tile, rows=rows, key_vectors=vectors, value_vectors=vectors, block_vectors=block, **attributes
+    )
 
 
 class Operands:

@@ -103,7 +103,13 @@ def configurations(
     tile: Int8Tile, in_features: int, out_features: int, group: int, scale_dtype: str, bias: bool
 ) -> list[LinearInt4]:
     """The kernels worth trying for one layer on one machine; the first is the best guess."""
-    shapes = [(6, 2), (5, 2), (12, 1), (8, 1)] if tile.floats.registers >= 32 else [(4, 1), (6, 1), (2, 2), (3, 1)]
+    if tile.lanes <= 4:
+        # Short vectors: several side by side hide the latency of a dot product where there is one row.
+        shapes = [(4, 4), (3, 4), (2, 8), (6, 2)]
+    elif tile.floats.registers >= 32:
+        shapes = [(6, 2), (5, 2), (12, 1), (8, 1)]
+    else:
+        shapes = [(4, 1), (6, 1), (2, 2), (3, 1)]
     return [
         LinearInt4(in_features, out_features, group, scale_dtype, bias, tile, rows, vectors, panels, prefetch=prefetch)
         for rows, vectors in shapes

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from planish.codegen.runtime.device import Device, LocalDevice
 from planish.codegen.runtime.errors import input_error
-from planish.codegen.runtime.library import CompiledLibrary, set_threads
-from planish.codegen.runtime.machine import check_features, cpu_features, usable_cores
+from planish.codegen.runtime.machine import check_features
 from planish.codegen.runtime.manifest import KERNELS, WEIGHTS, read_manifest
 from planish.codegen.runtime.program import Program
-from planish.codegen.runtime.tensors import map_weights
 
 
 class Executable:
@@ -19,19 +18,22 @@ class Executable:
     Attributes:
         manifest: the artifact's manifest.
         programs: its functions by name.
+        device: where it runs.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], *, threads: int | None = None, keep: Any = None) -> None:
-        check_features(manifest["target"]["features"], cpu_features())
-        self.folder, self.manifest, self._keep = folder, manifest, keep
-        library, weights = CompiledLibrary(folder / KERNELS), map_weights(folder / WEIGHTS)
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], device: Device, *, threads: int | None = None, keep: Any = None
+    ) -> None:
+        check_features(manifest["target"]["features"], device.features())
+        self.folder, self.manifest, self.device, self._keep = folder, manifest, device, keep
+        find, weights = device.load(folder / KERNELS), device.weights(folder / WEIGHTS)
         # Ranges are what the trace assumed; derived programs are checked for their own sizes.
         traced = {symbol: (low, high) for symbol, low, high in manifest["metadata"].get("dim_ranges", ())}
         self.programs = {
-            name: Program(name, library.function(name), signature, weights, traced if name == "forward" else {})
+            name: Program(name, device, find(name), signature, weights, traced if name == "forward" else {})
             for name, signature in manifest["functions"].items()
         }
-        set_threads(usable_cores() if threads is None else threads)
+        device.set_threads(threads)
 
     def __call__(self, *tensors: Any, **named: Any) -> Any:
         """Call `forward` with tensors in order or by name; one result comes alone, several as a tuple.
@@ -50,7 +52,12 @@ class Executable:
 
 
 def open_artifact(
-    folder: str | Path, *, threads: int | None = None, keep: Any = None, check: bool = True
+    folder: str | Path,
+    *,
+    threads: int | None = None,
+    keep: Any = None,
+    check: bool = True,
+    device: Device | None = None,
 ) -> Executable:
     """Open a saved artifact.
 
@@ -59,6 +66,7 @@ def open_artifact(
         threads: how many threads compiled code uses; as many as there are cores when None.
         keep: an object that must live as long as the executable.
         check: compare every file with its digest.
+        device: where to run it; this process when None.
 
     Raises:
         InputError: with one sentence, when it is no artifact, damaged, of another version or for another machine.
@@ -69,4 +77,4 @@ def open_artifact(
         from planish.codegen.runtime.language_model import LanguageModel
 
         kind = LanguageModel
-    return kind(Path(folder), manifest, threads=threads, keep=keep)
+    return kind(Path(folder), manifest, LocalDevice() if device is None else device, threads=threads, keep=keep)

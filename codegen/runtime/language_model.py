@@ -29,7 +29,7 @@ class LanguageModel(Executable):
 
     def session(self, batch: int = 1) -> Session:
         """A fresh batch of rows to read tokens into."""
-        return Session(self.programs, self.manifest["states"], batch, self.metadata.get("context_length"))
+        return Session(self.device, self.programs, self.manifest["states"], batch, self.metadata.get("context_length"))
 
     def logits(self, ids: Sequence[int]) -> Any:
         """Logits after each token of one sequence: a float32 numpy array [len(ids), vocabulary]."""

@@ -11,16 +11,28 @@ from planish.codegen.runtime.errors import input_error
 CPUINFO = Path("/proc/cpuinfo")
 
 
+_ARM_NAMES = {"asimd": "neon", "asimdhp": "fullfp16", "asimddp": "dotprod"}
+"""Linux's names of features of 64-bit Arm where LLVM has others."""
+
+
 def cpu_features(path: Path = CPUINFO) -> frozenset[str] | None:
     """Features in LLVM's spelling; None where the system does not list them."""
-    if not path.is_file():
-        return None
+    return read_features(path.read_text()) if path.is_file() else None
+
+
+def read_features(cpuinfo: str) -> frozenset[str]:
+    """The features that the text of Linux's `/proc/cpuinfo` lists, in LLVM's spelling."""
     found: set[str] = set()
-    for line in path.read_text().splitlines():
+    for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
-            found.update(f.replace("_", "") if f.startswith("avx") else f for f in value.split())
+            found.update(llvm_feature(f) for f in value.split())
     return frozenset(found)
+
+
+def llvm_feature(flag: str) -> str:
+    """Linux's name of a processor's feature as LLVM spells it."""
+    return flag.replace("_", "") if flag.startswith("avx") else _ARM_NAMES.get(flag, flag)
 
 
 def check_features(needed: Iterable[str], present: frozenset[str] | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from planish.codegen.runtime.device import Device
 from planish.codegen.runtime.errors import input_error
-from planish.codegen.runtime.ffi import tvm_ffi
 from planish.codegen.runtime.sizes import parse_type
-from planish.codegen.runtime.tensors import as_array, from_compiled, is_torch
+from planish.codegen.runtime.tensors import as_array, is_torch
 
 
 class Program:
@@ -22,28 +22,29 @@ class Program:
     """
 
     def __init__(
-        self, name: str, function: Any, signature: Mapping[str, Any], weights: Mapping[str, Any],
+        self, name: str, device: Device, function: Any, signature: Mapping[str, Any], weights: Mapping[str, Any],
         ranges: Mapping[str, tuple[int, int | None]],
     ) -> None:  # fmt: skip
-        self.name, self._function, self.ranges = name, function, ranges
+        self.name, self.ranges = name, ranges
+        self._device, self._function = device, function
         self.inputs = {i["name"]: parse_type(i["type"]) for i in signature["inputs"]}
         self.outputs = {o["name"]: parse_type(o["type"]) for o in signature["outputs"]}
         self.states: list[str] = list(signature["states"])
-        self._weights = tvm_ffi.convert([weights[key] for key in signature["weights"]])
+        self._weights = device.bundle([weights[key] for key in signature["weights"]])
 
     def __call__(self, tensors: Sequence[Any] | Mapping[str, Any], states: Sequence[Any] = ()) -> list[Any]:
         """Results in order: torch tensors if any argument is one, else numpy arrays.
 
-        `states` are arrays as they lie in memory, in the order of `self.states`; they are written in place.
+        `states` are the device's, as they lie in memory, in the order of `self.states`; they are written in place.
 
         Raises:
             InputError: when a tensor is missing, its dtype or shape is not the declared one, or a size is out of range.
         """
         given = self._in_order(tensors)
-        arguments = self._checked(given)
-        results = self._function(*(tvm_ffi.from_dlpack(t) for t in (*arguments, *states)), self._weights)
+        arguments, device = self._checked(given), self._device
+        results = device.call(self._function, [*arguments, *states], self._weights, len(self.outputs))
         wants_torch = any(is_torch(t) for t in given)
-        return [from_compiled(r, type, wants_torch) for r, type in zip(results, self.outputs.values())]
+        return [device.fetch(r, type, wants_torch) for r, type in zip(results, self.outputs.values())]
 
     def _in_order(self, tensors: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         names = list(self.inputs)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from planish.codegen.runtime.caches import Caches
+from planish.codegen.runtime.device import Device
 from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.program import Program
 
@@ -19,6 +20,7 @@ class Session:
     """Rows of token ids, left-aligned: row b has read `lengths[b]` tokens.
 
     Args:
+        device: where the programs run.
         programs: the artifact's `prefill`, `extend` and `decode`.
         states: the manifest's states.
         batch: how many rows.
@@ -26,10 +28,11 @@ class Session:
     """
 
     def __init__(
-        self, programs: Mapping[str, Program], states: Mapping[str, Any], batch: int, context: int | None = None
-    ) -> None:
+        self, device: Device, programs: Mapping[str, Program], states: Mapping[str, Any], batch: int,
+        context: int | None = None,
+    ) -> None:  # fmt: skip
         self._programs = programs
-        self._caches = Caches(states, {"B": batch})
+        self._caches = Caches(device, states, {"B": batch})
         self._context = context
         self.lengths = [0] * batch
 

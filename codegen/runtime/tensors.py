@@ -64,12 +64,11 @@ def dtype_of(tensor: Any, what: str) -> str:
     return name
 
 
-def from_compiled(result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
+def from_compiled(array: Any, type: TensorSpec, torch_wanted: bool) -> Any:
     """A result of compiled code in the same memory: a torch tensor, or a numpy array in which bfloat16 is float32."""
-    array = np.from_dlpack(result)
     if torch_wanted:
         torch = sys.modules["torch"]
-        tensor = torch.utils.dlpack.from_dlpack(result)
+        tensor = torch.from_numpy(array)
         return tensor.view(torch.bfloat16) if type.dtype == "bf16" else tensor
     return (array.astype(np.uint32) << 16).view(np.float32) if type.dtype == "bf16" else array
 

@@ -16,12 +16,13 @@ def bench_artifact(
     tokens: int = typer.Option(64, help="Tokens to write one by one."),
     repeats: int = typer.Option(5, help="Repeats; medians are shown."),
     threads: int = typer.Option(None, help="Threads to use; all cores by default."),
+    device: str = typer.Option(None, help="Run on another machine: rpc:HOST:PORT of its RPC server."),
     json: bool = JSON,
 ) -> None:
     """Measure prefill and decode speed, in tokens a second."""
     from planish.speed import measure_speed
 
-    speed = measure_speed(open_generator(artifact, threads), prompt=prompt, tokens=tokens, repeats=repeats)
+    speed = measure_speed(open_generator(artifact, threads, device), prompt=prompt, tokens=tokens, repeats=repeats)
     if json:
         print_json(speed)
         return

@@ -36,9 +36,9 @@ def list_passes(name: str = typer.Argument(None, help="Show this pass with its o
 
 def list_targets(json: bool = JSON) -> None:
     """List the targets that a model can be compiled for."""
-    from planish.targets import open_target, target_names
+    from planish.targets import target_class, target_names
 
-    summaries = {known: (inspect.getdoc(type(open_target(known))) or "").split("\n\n")[0] for known in target_names()}
+    summaries = {known: (inspect.getdoc(target_class(known)) or "").split("\n\n")[0] for known in target_names()}
     if json:
         print_json(summaries)
         return

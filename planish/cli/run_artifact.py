@@ -22,10 +22,11 @@ def run_model(
     stop: list[str] = typer.Option([], help="Stop before this text; may be given several times."),
     chat: bool = typer.Option(False, help="Wrap the prompt in the tokenizer's chat template."),
     threads: int = typer.Option(None, help="Threads to use; all cores by default."),
+    device: str = typer.Option(None, help="Run on another machine: rpc:HOST:PORT of its RPC server."),
     json: bool = JSON,
 ) -> None:
     """Continue a prompt; text is printed as it is generated."""
-    program = open_generator(artifact, threads)
+    program = open_generator(artifact, threads, device)
     text = sys.stdin.read() if prompt == "-" else prompt
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -16,12 +16,12 @@ def is_artifact(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def open_generator(folder: Path, threads: int | None) -> LanguageModel:
+def open_generator(folder: Path, threads: int | None, device: str | None) -> LanguageModel:
     """Load an artifact that generates; raises InputError for one that does not."""
     import planish
     from planish.codegen.runtime.language_model import LanguageModel
 
-    program = planish.load(folder, threads=threads)
+    program = planish.load(folder, threads=threads, device=device)
     if not isinstance(program, LanguageModel):
         raise InputError(f"{folder} does not generate text: it has no prefill, extend and decode; call it from Python")
     return program

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import tvm
 from tvm.target import codegen as llvm
 
+from planish.codegen.runtime.machine import llvm_feature
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.targets.host.float_tiles import FLOAT_TILES
@@ -119,12 +120,7 @@ def read_cpuinfo(text: str, llvm_name: str, allowed: set[int]) -> HostCpu:
         if processor not in map(str, allowed):
             continue
         model = fields.get("model name", model)
-        features = frozenset(map(_llvm_feature, fields.get("flags", fields.get("Features", "")).split()))
+        features = frozenset(map(llvm_feature, fields.get("flags", fields.get("Features", "")).split()))
         # Two logical CPUs with one core id share its vector units; without ids each counts as a core.
         cores.add((fields.get("physical id", ""), fields.get("core id", f"processor {processor}")))
     return HostCpu(model, llvm_name, features, max(1, len(cores)))
-
-
-def _llvm_feature(flag: str) -> str:
-    """Linux's name of a flag as LLVM spells it."""
-    return flag.replace("_", "") if flag.startswith("avx") else flag

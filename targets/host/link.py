@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from planish.ir import InputError
+from planish.targets.linker import link_with
 
 _DRIVERS = ("cc", "gcc", "clang", "c++", "g++", "clang++")
 _LINKERS = ("ld", "ld.lld", "lld")
@@ -33,13 +32,4 @@ def link(objects: Sequence[Path], library: Path) -> None:
     Raises:
         InputError: when there is no linker, or with the last one's complaint.
     """
-    complaint = "no linker was found"
-    for command in linkers():
-        done = subprocess.run(
-            [*command, "-o", str(library), *map(str, objects)], capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
-            return
-        lines = done.stderr.strip().splitlines()
-        complaint = f"{command[0]} says: {lines[-1] if lines else done.returncode}"
-    raise InputError(f"{library.name} cannot be linked: {complaint}; install a C compiler, or `pip install ziglang`")
+    link_with(linkers(), objects, library, "install a C compiler, or `pip install ziglang`")

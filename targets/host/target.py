@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from tvm.target import codegen as llvm
@@ -23,7 +23,7 @@ from planish.targets.host.link import link
 class HostTarget(Target):
     """This machine's processor, or a lesser one of its kind when `cpu` says so."""
 
-    name: ClassVar[str] = "host"
+    name = "host"
 
     def __init__(self, cpu: HostCpu | None = None) -> None:
         self.cpu = detect_host() if cpu is None else cpu

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planish.codegen.runtime.caches import FIRST_CAPACITY, Caches
+from planish.codegen.runtime.device import LocalDevice
 from planish.codegen.runtime.session import Session
 from planish.ir import InputError
 
@@ -18,7 +19,7 @@ STATES = {"k": {"memory": "f32[B, 3, C, 2]"}, "v": {"memory": "i8[B, C, 5]"}}
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=4))
 def test_growing_keeps_what_is_there(wanted: list[int]) -> None:
-    caches = Caches(STATES, {"B": 2})
+    caches = Caches(LocalDevice(), STATES, {"B": 2})
     filled: dict[str, Any] = {}
     for tokens in wanted:
         caches.reserve(tokens)
@@ -45,7 +46,7 @@ def test_growing_keeps_what_is_there(wanted: list[int]) -> None:
     ],
 )
 def test_rows_that_cannot_be_read(rows: list[list[int]], sentence: str) -> None:
-    session = Session({}, STATES, batch=2, context=8)
+    session = Session(LocalDevice(), {}, STATES, batch=2, context=8)
     with pytest.raises(InputError, match=sentence):
         session.read(rows)
     assert session.lengths == [0, 0]

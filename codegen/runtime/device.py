@@ -1,0 +1,92 @@
+"""Where compiled code runs and where its tensors lie: in this process, or on a machine that is reached from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.codegen.runtime.ffi import tvm_ffi
+from planish.codegen.runtime.library import CompiledLibrary, set_threads
+from planish.codegen.runtime.machine import cpu_features, usable_cores
+from planish.codegen.runtime.sizes import TensorSpec
+from planish.codegen.runtime.tensors import aligned_zeros, from_compiled, map_weights
+
+
+class Device(ABC):
+    """One place to run an artifact. Arrays of this process go in and come out; states stay where the code is.
+
+    Every method raises InputError, in one sentence, when the device cannot do what is asked or does not answer.
+    """
+
+    @abstractmethod
+    def features(self) -> frozenset[str] | None:
+        """Features of its processor in LLVM's spelling; None where they are not known."""
+
+    @abstractmethod
+    def load(self, library: Path) -> Callable[[str], Any]:
+        """Load a library of compiled code; returns what finds its functions by name."""
+
+    @abstractmethod
+    def weights(self, path: Path) -> Mapping[str, Any]:
+        """The tensors of a weights file, on the device."""
+
+    @abstractmethod
+    def bundle(self, tensors: Sequence[Any]) -> Any:
+        """Tensors of `weights` as compiled functions take them: as one argument."""
+
+    @abstractmethod
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A state of zeros."""
+
+    @abstractmethod
+    def grown(self, state: Any, shape: tuple[int, ...]) -> Any:
+        """A state with the old one in its corner, zeros elsewhere."""
+
+    @abstractmethod
+    def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
+        """Call a function with arrays and states, and with its bundle of weights; its results stay on the device."""
+
+    @abstractmethod
+    def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
+        """A result as a numpy array (bfloat16 as float32) or, when wanted, as a torch tensor."""
+
+    @abstractmethod
+    def set_threads(self, count: int | None) -> None:
+        """How many threads compiled code uses; None for as many as there are cores."""
+
+
+class LocalDevice(Device):
+    """This process: nothing is copied."""
+
+    def features(self) -> frozenset[str] | None:
+        return cpu_features()
+
+    def load(self, library: Path) -> Callable[[str], Any]:
+        return CompiledLibrary(library).function
+
+    def weights(self, path: Path) -> Mapping[str, Any]:
+        return map_weights(path)
+
+    def bundle(self, tensors: Sequence[Any]) -> Any:
+        return tvm_ffi.convert(list(tensors))
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return aligned_zeros(shape, dtype)
+
+    def grown(self, state: Any, shape: tuple[int, ...]) -> Any:
+        larger = aligned_zeros(shape, state.dtype)
+        larger[tuple(slice(0, n) for n in state.shape)] = state
+        return larger
+
+    def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
+        return list(function(*map(tvm_ffi.from_dlpack, arguments), weights))
+
+    def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
+        return from_compiled(np.from_dlpack(result), type, torch_wanted)
+
+    def set_threads(self, count: int | None) -> None:
+        set_threads(usable_cores() if count is None else count)
