@@ -27,7 +27,7 @@ lint: $(READY)
 
 # An emulated Arm machine; where it cannot be had, the tests that need it are skipped and say why.
 arm: $(READY)
-	@command -v qemu-aarch64 >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y qemu-user; } || true
+	@command -v qemu-aarch64 >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y --no-install-recommends qemu-user; } || true
 	-@$(BIN)/python -P -m planish.targets.arm.emulator
 
 $(READY): pyproject.toml constraints.txt

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from planish.codegen.artifact import Artifact
 from planish.codegen.build import build
-from planish.codegen.runtime import executable, machine
+from planish.codegen.runtime import device, machine
 from planish.codegen.runtime.executable import open_artifact
 from planish.codegen.runtime.manifest import MANIFEST
 from planish.ir import Builder, InputError, Interpreter, Module, TensorType, dense_param, symbol
@@ -136,7 +136,7 @@ def test_no_artifact(tmp_path: Path) -> None:
 def test_a_processor_that_lacks_a_feature(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listed = tmp_path / "cpuinfo"
     listed.write_text("processor : 0\nflags : fpu sse sse2\n")
-    monkeypatch.setattr(executable, "cpu_features", lambda: machine.cpu_features(listed))
+    monkeypatch.setattr(device, "cpu_features", lambda: machine.cpu_features(listed))
     with pytest.raises(InputError, match=r"compiled for a processor with .*fma.*, which this machine's lacks"):
         open_artifact(saved)
 
