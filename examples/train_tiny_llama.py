@@ -1,6 +1,6 @@
 """Train the bundled model, `examples/tiny-llama`, on the sources of the Python standard library.
 
-    python examples/train_tiny_llama.py            # about 46 minutes on two cores; continues where it was stopped
+    python examples/train_tiny_llama.py            # about 40 minutes on two cores; continues where it was stopped
     python examples/train_tiny_llama.py --export   # write the model of the newest checkpoint and stop
 
 The model, its tokenizer, the held-out text and `metrics.json` are written to `--out`. The run is seeded; two runs on

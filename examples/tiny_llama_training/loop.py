@@ -28,11 +28,11 @@ class Recipe:
     """Everything that the result depends on, besides the text and the model's shape."""
 
     seed: int = 20250
-    steps: int = 3200
+    steps: int = 2900
     tokens_per_step: int = 4096
     # Attention takes more than half of a step at 512 on two cores, and what is learnt first is local.
     short_context: int = 256
-    short_steps: int = 1600
+    short_steps: int = 1450
     context: int = 512
     long_context: int = 1024  # every fourth later step, so that all positions the config allows are trained
     long_every: int = 4
