@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from planish.passes.canonical import compositions, identities
+from planish.passes.canonical import compositions, identities, placements
 from planish.passes.pass_base import Context
 from planish.passes.rewrite import RewritePass, Rule
 
 
 class Canonicalise(RewritePass):
-    """Removes casts, copies, reshapes, permutations, slices and arithmetic that change nothing, and merges two
-    reshapes, permutations or exact casts in a row.
+    """Removes casts, copies, reshapes, permutations, slices and arithmetic that change nothing, merges two reshapes,
+    permutations or exact casts in a row, and joins what is written piece by piece.
 
     Results stay the same bit by bit, NaN and the sign of zero included: `x + 0.0`, which loses that sign, stays.
     """
@@ -20,4 +20,4 @@ class Canonicalise(RewritePass):
     name: ClassVar[str] = "canonicalise"
 
     def rules(self, context: Context) -> Sequence[Rule]:
-        return (*identities.RULES, *compositions.RULES)
+        return (*identities.RULES, *compositions.RULES, *placements.RULES)

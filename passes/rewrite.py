@@ -63,7 +63,13 @@ class Replacement:
 
     def operand(self, operand: Operand) -> Operand:
         """What stands for a captured operand in the function under construction."""
-        return operand if not isinstance(operand, Value) or operand in self._made else self._rewriter.operand(operand)
+        if not isinstance(operand, Value) or operand in self._made:
+            return operand
+        found = self._rewriter.operand(operand)
+        # What was looked up once may be handed in again.
+        if isinstance(found, Value):
+            self._made.add(found)
+        return found
 
     def node(self, op: Op, *operands: Operand | None, names: Sequence[str] = ()) -> Node:
         mapped = (None if o is None else self.operand(o) for o in operands)

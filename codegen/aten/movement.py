@@ -15,6 +15,7 @@ from planish.codegen.dims import Expr
 from planish.codegen.math import hold
 from planish.codegen.pointwise.dtypes import convert, literal
 from planish.codegen.pointwise.expression import At, Call, Indices, Lazy, Pointwise, Rule
+from planish.codegen.pointwise.loops import unravel
 from planish.ir import Dim
 from planish.ir.types import as_dim
 
@@ -137,7 +138,13 @@ def _repeat(call: Call) -> Callable[[Indices], Indices]:
 
 def _repeat_interleave(call: Call) -> Callable[[Indices], Indices]:
     x = _lazy(call).type
-    times, axis = call.argument(1, "repeats"), _axis(call.argument(2, "dim"), x.rank)
+    times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
+    if dim is None:
+        # Over all elements in a row.
+        return lambda indices: tuple(
+            unravel(tirx.floordiv(indices[0], call.size(times)), [call.size(d) for d in x.shape])
+        )
+    axis = _axis(dim, x.rank)
 
     def source(indices: Indices) -> Indices:
         return (*indices[:axis], tirx.floordiv(indices[axis], call.size(times)), *indices[axis + 1 :])

@@ -59,6 +59,13 @@ def _over_other_axes(axis_argument: int, default: Any) -> AtenAxes:
     return rule
 
 
+def _repeat_interleave(
+    arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any
+) -> AxisRule | None:
+    axis = arguments[2] if len(arguments) > 2 else keywords.get("dim")
+    return None if axis is None else _over_other_axes(2, axis)(arguments, keywords, operands, results)
+
+
 def _reduction(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> AxisRule:
     x = _present(operands[0])
     given = arguments[1] if len(arguments) > 1 else keywords.get("dim")
@@ -113,7 +120,7 @@ def _matmul(arguments: list[Any], keywords: dict[str, Any], operands: Types, res
     return AxisRule(tuple(ties))
 
 
-_ELEMENTWISE = (
+ELEMENTWISE = frozenset((
     "abs.default add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor "
     "div.Scalar pow.Tensor_Scalar pow.Scalar pow.Tensor_Tensor neg.default exp.default log.default "
     "sqrt.default rsqrt.default reciprocal.default square.default sin.default cos.default tanh.default "
@@ -127,10 +134,10 @@ _ELEMENTWISE = (
     "floor_divide.default remainder.Scalar remainder.Tensor div.Tensor_mode div.Scalar_mode to.dtype "
     "_to_copy.default clone.default contiguous.default alias.default detach.default type_as.default "
     "full_like.default zeros_like.default ones_like.default "
-).split()
+).split())  # fmt: skip
 
 ATEN_AXES: dict[str, AtenAxes] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(sorted(ELEMENTWISE), _elementwise),
     "view.default": _reshape,
     "reshape.default": _reshape,
     "_unsafe_view.default": _reshape,
@@ -150,6 +157,8 @@ ATEN_AXES: dict[str, AtenAxes] = {
     "cumsum.default": _over_other_axes(1, -1),
     "slice.Tensor": _over_other_axes(1, 0),
     "flip.default": _over_other_axes(1, -1),
+    "index_select.default": _over_other_axes(1, 0),
+    "repeat_interleave.self_int": _repeat_interleave,
     "sum.dim_IntList": _reduction,
     "mean.dim": _reduction,
     "amax.default": _reduction,

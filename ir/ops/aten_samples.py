@@ -116,6 +116,19 @@ def _with_axis(*after: Any, least: int = 1, keyword: str | None = None) -> AtenS
     return sampler
 
 
+def _index_select(choose: Chooser) -> Call:
+    x = TensorType(choose_float(choose), _shape(choose, choose.integer(1, 4)))
+    index = TensorType(torch.int64, (choose.integer(1, 4),))
+    return [x, choose.integer(-x.rank, x.rank - 1), index], {}
+
+
+def _repeat_interleave(choose: Chooser) -> Call:
+    """Along an axis, or, as without one, over all elements in a row."""
+    x = TensorType(choose_float(choose), _shape(choose, choose.integer(1, 4)))
+    axis = choose.integer(-x.rank, x.rank - 1) if choose.boolean() else None
+    return [x, choose.integer(1, 3), axis], {}
+
+
 def _reduction(choose: Chooser) -> Call:
     x = TensorType(choose_float(choose), _shape(choose, choose.integer(1, 4)))
     axes = tuple(a for a in range(x.rank) if choose.boolean()) or (0,)
@@ -240,6 +253,8 @@ ATEN_SAMPLES: dict[str, AtenSampler] = {
     "log_softmax.int": _with_axis(),
     "cumsum.default": _with_axis(),
     "slice.Tensor": _slice,
+    "index_select.default": _index_select,
+    "repeat_interleave.self_int": _repeat_interleave,
     "flip.default": lambda choose: ([TensorType(choose_float(choose), _shape(choose, 3)), (0, -1)], {}),
     "sum.dim_IntList": _reduction,
     "mean.dim": _reduction,

@@ -28,10 +28,14 @@ PRODUCTS = ("bmm.default", "matmul.default")
 
 @dataclass(frozen=True)
 class Scores:
-    """softcap * tanh(scale * q @ k^T / softcap) + the sum of `added`, -inf or the like where a fill says so."""
+    """softcap * tanh(scale * q @ k^T / softcap) + the sum of `added`, -inf or the like where a fill says so.
+
+    k is `keys` with its axes in the order `order`.
+    """
 
     q: Value
-    k: Value
+    keys: Value
+    order: tuple[int, ...]
     scale: float = 1.0
     softcap: float | None = None
     added: tuple[Value, ...] = ()
@@ -94,16 +98,24 @@ def _scaled(reader: Reader, scaled: dict[str, Any], operand: object) -> Scores |
 
 
 def _product(reader: Reader, q: object, transposed: object) -> Scores | None:
-    """q @ transpose(k), with q and k of rank 3 or 4; scales applied to q beforehand stay where they are."""
+    """q @ transpose(k), with q and k of rank 3 or 4; scales applied to q beforehand stay where they are.
+
+    The transposition may have become one with another that puts heads before positions.
+    """
     turned = reader.call(transposed, "transpose.int", "permute.default")
     if turned is None or not isinstance(q, Value) or q.type.rank not in (3, 4):
         return None
-    k, rank = turned["self"], q.type.rank
+    keys, rank = turned["self"], q.type.rank
+    if not isinstance(keys, Value) or keys.type.rank != rank:
+        return None
+    order = list(range(rank))
     if "dims" in turned:
-        swaps = [d % rank for d in turned["dims"]] == [*range(rank - 2), rank - 1, rank - 2]
+        order = [d % rank for d in turned["dims"]]
     else:
-        swaps = {turned["dim0"] % rank, turned["dim1"] % rank} == {rank - 1, rank - 2}
-    return Scores(q, k) if swaps and isinstance(k, Value) and k.type.rank == rank else None
+        a, b = turned["dim0"] % rank, turned["dim1"] % rank
+        order[a], order[b] = order[b], order[a]
+    order[-1], order[-2] = order[-2], order[-1]
+    return Scores(q, keys, tuple(order)) if same_dim(keys.type.shape[order[-1]], q.type.shape[-1]) else None
 
 
 def _find(node: Node, graph: Graph) -> Match | str | None:
@@ -118,12 +130,12 @@ def _find(node: Node, graph: Graph) -> Match | str | None:
     scores = _scores(reader, softmax["self"])
     if scores is None:
         return "the scores of this softmax are not a scaled product of queries and keys plus masks"
-    if not scores.q.type.rank == scores.k.type.rank == v.type.rank:
+    if not scores.q.type.rank == scores.keys.type.rank == v.type.rank:
         return "queries, keys and values differ in rank"
     batch_heads = _batch_and_heads(kind, scores.q.type)
     if batch_heads is None:
         return f"scores of {kind} and queries of {scores.q.type} do not tell batch from heads"
-    captures = {"scores": scores, "v": v, "batch": batch_heads, "q": scores.q, "k": scores.k}
+    captures = {"scores": scores, "v": v, "batch": batch_heads, "q": scores.q, "k": scores.keys}
     captures |= {"added": scores.added, "filled": tuple(m for m, _ in scores.filled)}
     nodes = tuple(sorted({node, *reader.nodes}, key=graph.position.__getitem__))
     return Match((node.output,), nodes, captures)
@@ -149,7 +161,10 @@ def _build(to: Replacement, match: Match) -> Operand:
         )
         return to.emit(aten("transpose.int", Slot(0), 1, 2), whole)
 
-    q, k, v = (spread(x) for x in (scores.q, scores.k, match["v"]))
+    k: Value = scores.keys
+    if scores.order != tuple(range(k.type.rank)):
+        k = to.call("permute.default", self=k, dims=scores.order)
+    q, k, v = (spread(x) for x in (scores.q, k, match["v"]))
     bias = _bias(to, scores, batch, heads)
     op = Attention(scale=scores.scale, causal=False, softcap=scores.softcap)
     result = to.emit(aten("transpose.int", Slot(0), 1, 2), to.emit(op, q, k, v, *[None] * 5, bias))
@@ -188,6 +203,9 @@ def _sample(choose: Chooser) -> Module:
     shape = (batch * heads, length, size) if flat else (batch, heads, length, size)
     q, k, v = (b.input(n, TensorType(F32, shape)) for n in "qkv")
     turned = b.emit(aten("transpose.int", Slot(0), -1, -2), k)
+    if not flat and choose.boolean():
+        early = b.input("early", TensorType(F32, (batch, length, heads, size)))
+        turned = b.emit(aten("permute.default", Slot(0), (0, 2, 3, 1)), early)
     if flat and choose.boolean():
         alibi = b.input("alibi", TensorType(F32, (batch * heads, 1, length)))
         scores = b.emit(aten("baddbmm.default", Slot(0), Slot(1), Slot(2), beta=1.0, alpha=0.5), alibi, q, turned)

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Aten, list[TensorType]]] = {
     "roll": (aten("roll.default", X, [2, -1], [0, 2]), [ROWS]),
     "repeat": (aten("repeat.default", X, [2, 1, 3]), [TensorType(F32, (2, 3))]),
     "repeat_interleave": (aten("repeat_interleave.self_int", X, 3, 1), [ROWS]),
+    "repeat_interleave_flat": (aten("repeat_interleave.self_int", X, 3), [ROWS]),
     "tril": (aten("tril.default", X, -1), [ROWS]),
     "triu": (aten("triu.default", X, 2), [ROWS]),
     "unbind": (aten("unbind.int", X, 1), [ROWS]),

@@ -54,13 +54,16 @@ def test_error_is_half_a_step_except_at_the_clamped_end(data: st.DataObject) -> 
 
 @given(st.data())
 def test_the_largest_of_a_group_takes_the_most_negative_code(data: st.DataObject) -> None:
-    """The whole range is used: the peak is off by the rounding of its scale only."""
+    """The whole range is used: the peak is off by the rounding of its scale only, which is small but for subnormal ones."""
     encoding = data.draw(grouped())
     x = data.draw(weights(encoding)).unflatten(-1, (-1, encoding.group))
-    codes = encoding.unpack(encoding.encode(x.flatten(-2))["values"]).unflatten(-1, (-1, encoding.group))
+    storage = encoding.encode(x.flatten(-2))
+    codes = encoding.unpack(storage["values"]).unflatten(-1, (-1, encoding.group))
     peak = x.abs().argmax(-1, keepdim=True)
     wanted = torch.where(x.gather(-1, peak) == 0, 0, -encoding.zero)
-    assert torch.equal(codes.gather(-1, peak), wanted.to(torch.int8))
+    scale = storage["scales"].unsqueeze(-1).abs()
+    exact = (scale >= torch.finfo(scale.dtype).tiny) | (x.gather(-1, peak) == 0)
+    assert torch.equal(codes.gather(-1, peak)[exact], wanted.to(torch.int8)[exact])
 
 
 @given(st.data())
