@@ -49,7 +49,9 @@ class AttentionFamily(Family):
         if q.type.dtype != torch.float32 or k.type.dtype != torch.float32:
             return f"attention of {q.type.dtype} has no kernel"
         lanes = site.target.float_tile.lanes
-        layouts = [cache_layout(o.type, n, lanes) for n, o in ((KEYS, k), (VALUES, v))]
+        # What is read as both lies as values do, and is passed once.
+        caches = {VALUES: v} if k == v else {KEYS: k, VALUES: v}
+        layouts = [cache_layout(o.type, n, lanes) for n, o in caches.items()]
         vectors = {n: node.inputs[n] for n in (SLOPES, SINKS) if node.inputs[n] is not None}
         params = {n: site.param(operand) for n, operand in vectors.items()}
         heads, size = q.type.shape[2:]
@@ -57,7 +59,7 @@ class AttentionFamily(Family):
             return "slopes or sinks are computed at run time"
         if None in layouts or not isinstance(heads, int) or not isinstance(size, int):
             return "the numbers or the sizes of the heads are known at run time only"
-        packs = [_pack_for(o, layout, site) for o, layout in zip((k, v), layouts)]
+        packs = {n: _pack_for(o, layout, site) for (n, o), layout in zip(caches.items(), layouts)}
         config = kernels.configure(
             site.target.float_tile,
             heads=heads,
@@ -75,25 +77,27 @@ class AttentionFamily(Family):
             kv_length=node.inputs[KV_LENGTH] is not None,
             slopes=SLOPES in vectors,
             sinks=SINKS in vectors,
+            shared=k == v,
             bias=_bias_axes(node.inputs[BIAS]),
         )
         weights: dict[int, Packed] = {n: as_float32(p) for n, p in params.items() if p is not None}
         reads = tuple(n for n, o in enumerate(node.inputs) if o is not None and n not in weights)
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
-            caches = [_packed(to, operands[n], pack, o.type) for n, pack, o in zip((KEYS, VALUES), packs, (k, v))]
+            packed = [_packed(to, operands[n], packs[n], o.type) for n, o in caches.items()]
             rest = [to.weight(weights[n]) if n in weights else operands[n] for n in range(PADDING, BIAS + 1)]
-            inputs = [operands[0], *caches, *(o for o in rest if o is not None)]
+            inputs = [operands[0], *packed, *(o for o in rest if o is not None)]
             return to.call(_attention(config), inputs, [(node.output.type.shape, "float32")])
 
         queries, keys = product(q.type.shape[:2]), product(k.type.shape[:2])
+        read = sum(o.type.shape[3] for o in caches.values())
         return Kernel(
             name=f"{self.name}[{config.tile.name}]",
             schedule=f"key blocks of {config.block}, tasks of {config.task_rows} rows",
             reads=reads,
             emit=emit,
             weights=tuple(weights.values()),
-            traffic=4 * (2 * queries * heads * size + keys * k.type.shape[2] * (size + v.type.shape[3])),
+            traffic=4 * (2 * queries * heads * size + keys * k.type.shape[2] * read),
             work=2 * queries * heads * k.type.shape[1] * (size + v.type.shape[3]),
         )
 

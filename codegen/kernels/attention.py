@@ -46,6 +46,7 @@ class Attention:
         chunk: only if j // chunk == p // chunk.
         softcap: the scaled product s becomes softcap * tanh(s / softcap).
         padding, start, kv_length, slopes, sinks: whether the kernel takes that operand.
+        shared: keys and values are one tensor, which lies as values do; each task turns the keys of a block as it comes.
         bias: None, or for each of the axes (batch, heads, length, keys) whether the bias has it; else it is 1 there.
         rows, key_vectors, value_vectors: register tiles, in rows and in vectors of keys or of value elements.
         block_vectors: vectors of keys in a block. Like key_vectors, part of the result's bits.
@@ -68,6 +69,7 @@ class Attention:
     kv_length: bool = True
     slopes: bool = False
     sinks: bool = False
+    shared: bool = False
     bias: tuple[bool, bool, bool, bool] | None = None
     rows: int = 6
     key_vectors: int = 4
@@ -80,6 +82,8 @@ class Attention:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key-value heads evenly")
         if min(self.size, self.value_size) < 1:
             raise ValueError(f"heads need at least one element, got {self.size} and {self.value_size}")
+        if self.shared and self.size != self.value_size:
+            raise ValueError(f"keys of {self.size} and values of {self.value_size} elements cannot be one tensor")
         for name, span in (("window", self.window), ("chunk", self.chunk)):
             if span is not None and span < 1:
                 raise ValueError(f"the attention's {name} must be at least 1, got {span}")
@@ -112,7 +116,9 @@ class Attention:
     @property
     def keys_layout(self) -> CacheLayout:
         """How the kernel reads keys."""
-        return CacheLayout("keys", self.kv_heads, self.size, self.cache_dtype, self.tile.lanes)
+        return CacheLayout(
+            "values" if self.shared else "keys", self.kv_heads, self.size, self.cache_dtype, self.tile.lanes
+        )
 
     @property
     def values_layout(self) -> CacheLayout:
@@ -135,7 +141,8 @@ def configure(tile: FloatTile, **attributes: Any) -> Attention:
     """The kernel for a machine's vectors with register tiles that fill its registers."""
     # One vector of a subtile holds a number for each of its rows.
     rows, vectors = min(6, tile.lanes), 4 if tile.registers >= 32 else 2
-    block = 256 // tile.lanes
+    # Shared keys are turned into a buffer, which should stay in the core's own cache: one group of them at a time.
+    block = vectors if attributes.get("shared") else 256 // tile.lanes
     return Attention(
         tile=tile, rows=rows, key_vectors=vectors, value_vectors=vectors, block_vectors=block, **attributes
     )
@@ -148,7 +155,7 @@ class Operands:
         self.batch, self.length = emit.symbol("batch"), emit.symbol("length")
         self.panels, self.capacity = emit.symbol("panels"), emit.symbol("capacity")
         self.q = emit.argument("q", (self.batch, self.length, config.heads, config.size), "float32")
-        self.k = config.keys_layout.argument("k", self.batch, self.panels)
+        self.k = None if config.shared else config.keys_layout.argument("k", self.batch, self.panels)
         self.v = config.values_layout.argument("v", self.batch, self.capacity)
 
         def optional(name: str, taken: bool, shape: tuple[Expr | int, ...], dtype: str) -> Expr:
@@ -168,11 +175,11 @@ class Operands:
 
 
 def attention(config: Attention) -> Any:
-    """The PrimFunc ``(q, k, v, [padding], [start], [kv_length], [slopes], [sinks], [bias], y)`` of ``config``.
+    """The PrimFunc ``(q, [k], v, [padding], [start], [kv_length], [slopes], [sinks], [bias], y)`` of ``config``.
 
     q (B, S, Hq, D) and y (B, S, Hq, Dv) are float32; k and v are caches in `keys_layout` and `values_layout`, for the
-    same capacity C; padding is bool (B, C), true where a key may be seen; start and kv_length are int64 (B,); slopes and
-    sinks float32 (Hq,); bias float32 (B or 1, Hq or 1, S or 1, C or 1).
+    same capacity C, v alone when they are one; padding is bool (B, C), true where a key may be seen; start and kv_length
+    are int64 (B,); slopes and sinks float32 (Hq,); bias float32 (B or 1, Hq or 1, S or 1, C or 1).
 
     Query i of row b stands at position start[b] + i (i without start). Keys from kv_length[b] (C without it) on are
     invisible. The score is ``scale * <q, k>``, capped, plus ``slopes[h] * (j - p)``, plus the bias; ``sinks[h]`` is one
@@ -182,10 +189,10 @@ def attention(config: Attention) -> Any:
 
     def body() -> None:
         operands = Operands(config)
-        with T.Assert(
-            operands.panels * config.tile.lanes >= operands.capacity, "attention: fewer keys than values in the cache"
-        ):
-            pass
+        if not config.shared:
+            fits = operands.panels * config.tile.lanes >= operands.capacity
+            with T.Assert(fits, "attention: fewer keys than values in the cache"):
+                pass
         tiles = emit.ceil_div(operands.length * config.group, config.task_rows)
         with emit.loop("task", operands.batch * config.kv_heads * tiles, parallel=True) as task:
             number = emit.bind("number", task % tiles)

@@ -80,22 +80,26 @@ class Scores:
                 row = emit.bind("row", T.min(self.subtile.first + x, last))
                 T.buffer_store(queries, row // config.group, [x])
                 T.buffer_store(heads, task.query_head(row), [x])
-            panels = emit.scratch("panels", config.key_vectors, "int64")
+            panels = emit.scratch("panels", config.key_vectors, "int64") if task.turned is None else None
             with emit.loop("group", self.subtile.groups) as number:
                 group = emit.bind("group", self.subtile.first_group + number)
-                first = self.subtile.base // lanes + group * config.key_vectors
-                with emit.unrolled("v", config.key_vectors) as v:
-                    # A group may reach past the last panel; its masked scores come from any panel.
-                    T.buffer_store(panels, T.min(first + v, self.operands.panels - 1), [v])
+                if panels is not None:
+                    first = self.subtile.base // lanes + group * config.key_vectors
+                    with emit.unrolled("v", config.key_vectors) as v:
+                        # A group may reach past the last panel; its masked scores come from any panel.
+                        T.buffer_store(panels, T.min(first + v, self.operands.panels - 1), [v])
 
                 def sweep(step: Step) -> None:
                     with emit.loop("element", config.size) as element:
-                        if height in config.streaming_heights:
+                        if panels is not None and height in config.streaming_heights:
                             with emit.unrolled("v", config.key_vectors) as v:
                                 ahead = panels[v] + config.block_vectors
                                 emit.prefetch(self.operands.k, [task.b, task.head, ahead, element, 0])
 
                         def key(v: Expr) -> Expr:
+                            if panels is None:
+                                panel = group * config.key_vectors + v
+                                return emit.load(task.turned, [(panel * config.size + element) * lanes], lanes)
                             stored = emit.load(self.operands.k, [task.b, task.head, panels[v], element, 0], lanes)
                             return self.tile.widen(stored, config.cache_dtype)
 

@@ -47,6 +47,7 @@ class AttentionTask:
         self.raised = emit.scratch("raised", padded(config.rows, lanes))
         self.corrections = emit.scratch("corrections", padded(config.rows, lanes))
         self.seen = emit.scratch("seen", config.block, "int32") if config.padding else None
+        self.turned = emit.scratch("turned", config.block * config.size) if config.shared else None
 
     def position(self, row: Expr) -> Expr:
         """Where the query of a row stands in the sequence."""
@@ -85,6 +86,8 @@ class AttentionTask:
             base = emit.bind("base", (first_block + number) * block)
             if self.seen is not None:
                 self._flag_keys(base)
+            if self.turned is not None:
+                self._turn_keys(base)
             with emit.loop("subtile", emit.ceil_div(self.count, self.config.rows)) as subtile:
                 self._visit(Subtile(self, subtile * self.config.rows, base))
         self._finish()
@@ -111,6 +114,21 @@ class AttentionTask:
             inside = base + key < self.operands.capacity
             flag = T.if_then_else(inside, T.cast(self.operands.padding[self.b, base + key], "int32"), T.int32(0))
             T.buffer_store(self.seen, flag, [key])
+
+    def _turn_keys(self, base: Expr) -> None:
+        """The keys of a block as panels in ``turned``: element e of key k of panel p at (p * size + e) * lanes + k."""
+        config, lanes, turned = self.config, self.tile.lanes, self.turned
+        square = emit.scratch("square", lanes * lanes)
+        with emit.loop("panel", config.block_vectors) as panel, emit.loop("piece", -(-config.size // lanes)) as piece:
+            with emit.unrolled("key", lanes) as key:
+                # Places past the last are masked later: any key stands for them.
+                place = T.min(base + panel * lanes + key, self.operands.capacity - 1)
+                stored = emit.load(self.operands.v, [self.b, self.head, place, piece * lanes], lanes)
+                emit.store(square, [key * lanes], self.tile.widen(stored, config.cache_dtype), lanes)
+            with emit.loop("element", T.min(config.size - piece * lanes, emit.index(lanes))) as element:
+                row = (panel * config.size + piece * lanes + element) * lanes
+                with emit.unrolled("key", lanes) as key:
+                    T.buffer_store(turned, square[key * lanes + element], [row + key])
 
     def _visit(self, subtile: Subtile) -> None:
         """Emit what one block does to the rows of one subtile, if any of them sees any of it."""

@@ -4,7 +4,8 @@ Values lie one head after another, ``(B, heads, capacity, padded size)``, a row 
 the weights read whole rows. Keys lie in *panels* of as many keys as a vector has lanes, each turned on its side,
 ``(B, heads, panels, size, lanes)``: the scores of one query against a panel are a chain of fused multiply-adds of one
 query element with one vector, without a sum across lanes and without packing before a product of many queries.
-A key is written once and read at every later token, so the turning costs next to nothing.
+A key is written once and read at every later token, so the turning costs next to nothing. A cache that is read as both
+lies as values do.
 
 Padding is never read into a result and may hold anything.
 """

@@ -40,6 +40,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "heads": 4, "kv_heads": 2, "size": 8, "value_size": 16, "window": 90, "chunk": 128, "slopes": True, "sinks": True,
         "padding": True, "softcap": 5.0, "bias": (False, True, False, False),
     },
+    "one tensor": {
+        "heads": 7, "kv_heads": 1, "size": 37, "value_size": 37, "shared": True, "window": 60, "padding": True,
+        "cache_dtype": "bfloat16",
+    },
+    "one tensor in groups": {"heads": 6, "kv_heads": 2, "size": 16, "value_size": 16, "shared": True},
 }  # fmt: skip
 by_variant = pytest.mark.parametrize("variant", VARIANTS)
 MASKS = ("causal", "window", "chunk", "softcap", "scale")
@@ -85,10 +90,13 @@ class Problem:
         dtype = getattr(torch, config.cache_dtype)
         full = (batch, config.heads, length, capacity)
         kv_length = torch.randint(0, capacity + 1, (batch,), generator=generator)
+        q = normal(batch, length, config.heads, config.size)
+        k = normal(batch, capacity, config.kv_heads, config.size).to(dtype).float()
+        v = k if config.shared else normal(batch, capacity, config.kv_heads, config.value_size).to(dtype).float()
         return Problem(
-            normal(batch, length, config.heads, config.size),
-            normal(batch, capacity, config.kv_heads, config.size).to(dtype).float(),
-            normal(batch, capacity, config.kv_heads, config.value_size).to(dtype).float(),
+            q,
+            k,
+            v,
             torch.randint(-3, capacity, (batch,), generator=generator),
             kv_length,
             torch.rand(batch, capacity, generator=generator) < 0.7 if config.padding else None,
@@ -114,12 +122,17 @@ class Problem:
         return Problem(**{**batched, "slopes": self.slopes, "sinks": self.sinks})
 
 
+def cached(config: Attention, problem: Problem) -> list[tuple[CacheLayout, torch.Tensor]]:
+    """What the kernel reads as caches, with how it reads it: keys and values, or one tensor that is both."""
+    both = [(config.keys_layout, problem.k), (config.values_layout, problem.v)]
+    return both[1:] if config.shared else both
+
+
 def apply(config: Attention, problem: Problem) -> torch.Tensor:
-    k, v = pack_cache(config.keys_layout, problem.k), pack_cache(config.values_layout, problem.v)
-    return apply_to_caches(config, problem, k, v)
+    return apply_to_caches(config, problem, *(pack_cache(layout, x) for layout, x in cached(config, problem)))
 
 
-def apply_to_caches(config: Attention, problem: Problem, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def apply_to_caches(config: Attention, problem: Problem, *caches: torch.Tensor) -> torch.Tensor:
     y = torch.full((*problem.q.shape[:3], config.value_size), float("nan"))
     optional = (
         problem.padding,
@@ -129,7 +142,7 @@ def apply_to_caches(config: Attention, problem: Problem, k: torch.Tensor, v: tor
         problem.sinks,
         problem.bias,
     )
-    compiled(config)(problem.q, k, v, *(o for o in optional if o is not None), y)
+    compiled(config)(problem.q, *caches, *(o for o in optional if o is not None), y)
     return y
 
 
@@ -195,7 +208,7 @@ def test_bits_do_not_depend_on_the_company(
 
 
 @by_tile
-@pytest.mark.parametrize("variant", ["grouped", "window and sinks", "chunk and padding"])
+@pytest.mark.parametrize("variant", ["grouped", "window and sinks", "chunk and padding", "one tensor"])
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_any_split_over_calls_equals_the_whole(tile: FloatTile, variant: str, data: st.DataObject) -> None:
@@ -207,9 +220,7 @@ def test_any_split_over_calls_equals_the_whole(tile: FloatTile, variant: str, da
     problem.start, problem.kv_length = torch.zeros(2, dtype=torch.int64), lengths
     whole = apply(config, problem).view(torch.int32)
 
-    caches = [
-        torch.empty(layout.shape(2, total)).fill_(float("nan")) for layout in (config.keys_layout, config.values_layout)
-    ]
+    caches = [torch.empty(layout.shape(2, total)).fill_(float("nan")) for layout, _ in cached(config, problem)]
     if config.cache_dtype != "float32":
         caches = [cache.to(getattr(torch, config.cache_dtype)) for cache in caches]
     if config.cache_dtype == "bfloat16":
@@ -221,7 +232,7 @@ def test_any_split_over_calls_equals_the_whole(tile: FloatTile, variant: str, da
         width = int(taken.max())
         token = (done.unsqueeze(1) + torch.arange(width)).clamp(max=total - 1)
         row = torch.arange(2).unsqueeze(1)
-        for layout, cache_, new in zip((config.keys_layout, config.values_layout), caches, (problem.k, problem.v)):
+        for cache_, (layout, new) in zip(caches, cached(config, problem)):
             compiled_cache(cache_append, layout, tile)(cache_, new[row, token].contiguous(), done, taken)
         now = Problem(
             **{**vars(problem), "q": problem.q[row, token].contiguous(), "start": done, "kv_length": done + taken}
@@ -235,20 +246,24 @@ def test_any_split_over_calls_equals_the_whole(tile: FloatTile, variant: str, da
 
 @by_tile
 def test_without_cache_start_and_length(tile: FloatTile) -> None:
-    cached = config_of(tile, "grouped")
-    alone = replace(cached, start=False, kv_length=False)
-    problem = Problem.draw(cached, 2, 100, 100, 3)
+    full = config_of(tile, "grouped")
+    alone = replace(full, start=False, kv_length=False)
+    problem = Problem.draw(full, 2, 100, 100, 3)
     problem.start, problem.kv_length = torch.zeros(2, dtype=torch.int64), torch.full((2,), 100)
-    caches = [torch.full(layout.shape(2, 100), float("nan")) for layout in (alone.keys_layout, alone.values_layout)]
-    for layout, cache_, new in zip((alone.keys_layout, alone.values_layout), caches, (problem.k, problem.v)):
-        compiled_cache(cache_pack, layout, tile)(new, cache_)
-    assert torch.equal(apply_to_caches(alone, problem, *caches), apply(cached, problem))
+    caches = []
+    for layout, new in cached(alone, problem):
+        caches.append(torch.full(layout.shape(2, 100), float("nan")))
+        compiled_cache(cache_pack, layout, tile)(new, caches[-1])
+    assert torch.equal(apply_to_caches(alone, problem, *caches), apply(full, problem))
 
 
 @by_tile
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("capacity", [255, 256, 700])
-def test_the_kernel_as_it_is_cut_for_the_machine(tile: FloatTile, capacity: int) -> None:
-    config = configure(tile, heads=8, kv_heads=2, size=64, value_size=64, scale=0.125, cache_dtype="float32")
+def test_the_kernel_as_it_is_cut_for_the_machine(tile: FloatTile, capacity: int, shared: bool) -> None:
+    config = configure(
+        tile, heads=8, kv_heads=2, size=64, value_size=64, scale=0.125, cache_dtype="float32", shared=shared
+    )
     problem = Problem.draw(config, 1, 120, capacity, 11)
     problem.start, problem.kv_length = torch.tensor([capacity - 120]), torch.tensor([capacity])
     y = apply(config, problem)
@@ -279,8 +294,9 @@ def test_equal_scores_give_the_exact_mean(tile: FloatTile) -> None:
 
 
 @by_tile
-def test_what_no_query_sees_may_be_nan(tile: FloatTile) -> None:
-    config = config_of(tile, "chunk and padding")
+@pytest.mark.parametrize("variant", ["chunk and padding", "one tensor"])
+def test_what_no_query_sees_may_be_nan(tile: FloatTile, variant: str) -> None:
+    config = config_of(tile, variant)
     problem = Problem.draw(config, 2, 60, 150, 8)
     problem.kv_length = torch.tensor([110, 75])
     expected = apply(config, problem)
@@ -316,6 +332,8 @@ def test_refusals() -> None:
         Attention(heads=5, kv_heads=2, **sizes)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         Attention(heads=2, kv_heads=2, window=0, **sizes)
+    with pytest.raises(ValueError, match="keys of 8 and values of 9 elements cannot be one tensor"):
+        Attention(heads=2, kv_heads=2, shared=True, **{**sizes, "value_size": 9})
     with pytest.raises(ValueError, match="at least one element"):
         Attention(heads=2, kv_heads=2, **{**sizes, "size": 0})
     with pytest.raises(ValueError, match="needs 69 registers"):
