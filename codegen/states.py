@@ -1,12 +1,12 @@
 """How states lie in memory, and which nodes may overwrite them where they are.
 
-The IR's states are logical tensors. A cache that only attention reads, as keys or as values, is laid out as the
+The IR's states are logical tensors. A cache that only attention reads, as keys, as values or as both, is laid out as the
 attention kernel walks it; any other state keeps its logical order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from planish.codegen.kernels.kv_cache import CacheLayout
@@ -62,45 +62,59 @@ def choose_layouts(module: Module, lanes: int) -> dict[str, Layout]:
 
 
 def _attended_as(name: str, functions: Iterable[Function]) -> int | None:
-    """The operand of attention (keys or values) as which alone a state is read everywhere, or None."""
+    """The operand of attention (keys or values) as which alone a state is read everywhere, or None.
+
+    What one attention reads as both lies as values do.
+    """
     if not _only_attended(name, functions := list(functions)):
         return None
     read = set()
     for function in functions:
-        appended = {n.output for n in function.nodes if _appends(n, name)}
+        held = {n.output for n in function.nodes if _appends(n, name)}
         for node in function.nodes:
-            read |= {number for number, operand in enumerate(node.inputs) if operand in appended}
-    return read.pop() if read in ({KEYS}, {VALUES}) else None
+            if not _appends(node, name):
+                read.add(tuple(n for n, o in enumerate(node.inputs) if _is_state(o, name) or o in held))
+    operands = read - {()}
+    return max(operands.pop()) if len(operands) == 1 else None
+
+
+def _is_state(operand: Operand | None, name: str) -> bool:
+    return isinstance(operand, StateRef) and operand.name == name
 
 
 def _appends(node: Node, name: str) -> bool:
-    first = node.inputs[0] if node.inputs else None
-    return isinstance(node.op, CacheAppend) and isinstance(first, StateRef) and first.name == name
+    return isinstance(node.op, CacheAppend) and _is_state(node.inputs[0], name)
 
 
 def _only_attended(name: str, functions: Iterable[Function]) -> bool:
-    """Whether every use of a state is an append in place whose result only attention reads as keys or values."""
+    """Whether in each function only attention reads a state, as keys or values, either as it is or after an append in
+    place."""
     used = False
     for function in functions:
-        users = function.users()
-        for node in function.nodes:
-            if not any(isinstance(i, StateRef) and i.name == name for i in node.inputs):
-                continue
-            used = True
-            if not isinstance(node.op, CacheAppend) or node.output.type.rank != 4:
-                return False
-            if not all(_attends(user, node.output) for user in users.get(node.output, [])):
-                return False
-            if function.updates.get(name) is not node.output or node.output in function.outputs:
-                return False
-        if any(isinstance(o, StateRef) and o.name == name for o in function.results):
+        readers = [node for node in function.nodes if any(_is_state(i, name) for i in node.inputs)]
+        if any(_is_state(o, name) for o in function.results):
             return False
+        appended = any(isinstance(n.op, CacheAppend) for n in readers)
+        if appended and not (len(readers) == 1 and _appended_in_place(function, readers[0], name)):
+            return False
+        if not appended and not all(_attends(n, lambda operand: _is_state(operand, name)) for n in readers):
+            return False
+        used = used or bool(readers)
     return used
 
 
-def _attends(node: Node, cache: Value) -> bool:
-    read = {number for number, operand in enumerate(node.inputs) if operand is cache}
-    return isinstance(node.op, Attention) and read <= {1, 2}
+def _appended_in_place(function: Function, node: Node, name: str) -> bool:
+    if not _appends(node, name) or node.output.type.rank != 4:
+        return False
+    stored = function.updates.get(name) is node.output and node.output not in function.outputs
+    readers = function.users().get(node.output, [])
+    return stored and all(_attends(reader, lambda operand: operand is node.output) for reader in readers)
+
+
+def _attends(node: Node, is_cache: Callable[[Operand | None], bool]) -> bool:
+    """Whether a node is an attention that reads a cache as its keys or its values only."""
+    read = {number for number, operand in enumerate(node.inputs) if is_cache(operand)}
+    return isinstance(node.op, Attention) and read <= {KEYS, VALUES}
 
 
 def in_place(function: Function) -> dict[Value, str]:

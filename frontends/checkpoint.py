@@ -16,7 +16,7 @@ import torch
 
 from planish.frontends import custom_ops
 from planish.frontends.attention_interface import IMPLEMENTATION, whole_attention
-from planish.frontends.checkpoint_config import context_length, is_causal_lm, metadata, model_class, read_config
+from planish.frontends.checkpoint_config import context_length, kind, metadata, model_class, read_config
 from planish.frontends.exported import import_exported
 from planish.frontends.rope import fix_frequencies
 from planish.frontends.skeleton import without_weights
@@ -41,6 +41,8 @@ def import_checkpoint(
     types) gives "logits", or for a model without a head its own outputs. The mask may mark any tokens as padding; the
     positions of a decoder count real tokens only, those of an encoder are what the model makes of the mask itself.
 
+    A sequence-to-sequence model is `forward(input_ids i64[B, T], attention_mask bool[B, T], decoder_input_ids i64[B, S])`.
+
     Args:
         folder: a folder with config.json and safetensors weights.
         dtype: the dtype of the computation; weights keep their stored dtype as their encoding.
@@ -59,7 +61,7 @@ def import_checkpoint(
     params = checkpoint_params(path, model, ignore_unexpected)
     if check_finite:
         check_params_finite(params)
-    wrapper = _Forward(model)
+    wrapper = _SequenceToSequence(model) if kind(found) == "seq2seq_lm" else _Forward(model)
     program, longest = _trace(wrapper, context_length(config))
     params.update({name: dense_param(name, value) for name, value in buffers.items() if name not in params})
     return import_exported(
@@ -94,7 +96,9 @@ def _build(found: Any, config: Any, dtype: torch.dtype, rope_length: int | None)
             raise InputError(f"the config does not describe a {found.__name__}: {error}") from error
 
 
-def _trace(wrapper: _Forward, longest: int | None) -> tuple[torch.export.ExportedProgram, int | None]:
+def _trace(
+    wrapper: _Forward | _SequenceToSequence, longest: int | None
+) -> tuple[torch.export.ExportedProgram, int | None]:
     """The traced program and the longest sequence it is for."""
 
     def trace(longest: int | None) -> torch.export.ExportedProgram:
@@ -121,7 +125,7 @@ class _Forward(torch.nn.Module):
         super().__init__()
         self.model = model
         accepted = inspect.signature(model.forward).parameters
-        decoder = is_causal_lm(type(model)) or any(getattr(m, "is_causal", False) for m in model.modules())
+        decoder = kind(type(model)) == "causal_lm" or any(getattr(m, "is_causal", False) for m in model.modules())
         self.with_positions = decoder and "position_ids" in accepted
         self.names = ["input_ids", "attention_mask"]
         if "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1:
@@ -146,3 +150,27 @@ class _Forward(torch.nn.Module):
             given["position_ids"] = custom_ops.positions(attention_mask)
         result = self.model(**given)
         return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
+class _SequenceToSequence(torch.nn.Module):
+    """The function of a model that reads a source and the tokens written so far. Those need no mask: they are causal."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def dynamic_shapes(self, longest: int | None) -> dict[str, Any]:
+        batch, source = torch.export.Dim("B"), torch.export.Dim("T", max=longest)
+        read = {0: batch, 1: source}
+        written = {0: batch, 1: torch.export.Dim("S", max=longest)}
+        return {"input_ids": read, "attention_mask": read, "decoder_input_ids": written}
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        source = torch.zeros(2, 5, dtype=torch.int64)
+        return source, source == 0, torch.zeros(2, 7, dtype=torch.int64)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, decoder_input_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids)
+        return {"logits": result.logits}

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from planish.ir import InputError, UnsupportedError
 from planish.ir.attributes import Attribute
@@ -38,16 +41,21 @@ def model_class(folder: Path, config: Any) -> Any:
         raise InputError(f"{folder / 'config.json'} names the architecture {name!r}, which transformers does not have")
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise InputError(f"{folder / 'config.json'} names the architecture {name!r}, which is not a model")
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(f"{name} has an encoder and a decoder; only models of one stack are supported")
+    if getattr(config, "is_encoder_decoder", False) and kind(found) != "seq2seq_lm":
+        raise UnsupportedError(
+            f"{name} has an encoder and a decoder but no head over tokens; give a checkpoint of a model that generates"
+        )
     reads = getattr(found, "main_input_name", "input_ids")
     if reads != "input_ids":
         raise UnsupportedError(f"{name} reads {reads}, not tokens; import it as a module instead")
     return found
 
 
-def is_causal_lm(found: Any) -> bool:
-    return found.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+def kind(found: Any) -> str:
+    """What a class of model is for: "causal_lm", "seq2seq_lm", which reads a source through an encoder, or "encoder"."""
+    if found.__name__ in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "seq2seq_lm"
+    return "causal_lm" if found.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else "encoder"
 
 
 def context_length(config: Any) -> int | None:
@@ -70,14 +78,16 @@ def metadata(folder: Path, config: Any, found: Any) -> dict[str, Attribute]:
         except Exception as error:
             raise InputError(f"{folder / 'generation_config.json'} cannot be read: {error}") from error
     ends = _first(generation, text, "eos_token_id")
+    start = {"decoder_start_token_id": _first(generation, text, "decoder_start_token_id")}
     return {
-        "kind": "causal_lm" if is_causal_lm(found) else "encoder",
+        "kind": kind(found),
         "architecture": found.__name__,
         "vocab_size": getattr(text, "vocab_size", None),
         "context_length": context_length(config),
         "bos_token_id": _first(generation, text, "bos_token_id"),
         "eos_token_ids": tuple(ends) if isinstance(ends, Iterable) else () if ends is None else (ends,),
         "pad_token_id": _first(generation, text, "pad_token_id"),
+        **(start if kind(found) == "seq2seq_lm" else {}),
     }
 
 

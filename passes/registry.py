@@ -17,6 +17,7 @@ PASSES: dict[str, str] = {
     "fold-batch-norm": "planish.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "planish.passes.fold_constants:FoldConstants",
     "fuse-horizontal": "planish.passes.fuse_horizontal:FuseHorizontal",
+    "narrow-attention": "planish.passes.narrow_attention:NarrowAttention",
     "quantize-weights": "planish.passes.quantize_weights:QuantizeWeights",
     "raise-model-ops": "planish.passes.raise_model_ops:RaiseModelOps",
 }

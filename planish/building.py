@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from planish.ir import Module
 from planish.model import Model
 from planish.passes.pass_base import Context
-from planish.standard import generation, lowering
+from planish.standard import GENERATES, generation, lowering
 
 if TYPE_CHECKING:
     from planish.codegen.artifact import Artifact
@@ -26,16 +26,17 @@ def _quiet(fraction: float, phrase: str) -> None:
 def prepare(model: Model | Module, target: str = "host", *, check: bool = True, progress: Progress = _quiet) -> Model:
     """The model as it will be compiled, with the report of the passes that made it so.
 
-    Generation programs are derived when the model is a causal language model, and what pays off on every machine is done
-    (linear maps of one input joined, batch norms folded, what nothing reads dropped). Preparing twice changes nothing.
-    `build` does this by itself; see it for the arguments and errors.
+    Generation programs are derived when the model is a language model, with an encoder or without, and what pays off on
+    every machine is done (linear maps of one input joined, batch norms folded, what nothing reads dropped). Preparing twice
+    changes nothing. `build` does this by itself; see it for the arguments and errors.
     """
     from planish.passes.manager import PassManager
     from planish.targets import open_target
 
     given = model if isinstance(model, Model) else Model(model)
-    derives = given.module.metadata.get("kind") == "causal_lm" and "decode" not in given.module.functions
-    passes = [*(generation() if derives else []), *lowering()]
+    kind = given.module.metadata.get("kind")
+    derives = kind in GENERATES and "decode" not in given.module.functions
+    passes = [*(generation(str(kind)) if derives else []), *lowering()]
     context = Context(capabilities=open_target(target).capabilities(), progress=progress)
     module, report = PassManager(passes, check=check, context=context).run(given.module)
     return given.after(module, report)

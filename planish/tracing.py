@@ -11,7 +11,7 @@ import torch
 from planish.ir import InputError, Module
 from planish.model import Model
 from planish.passes.pass_base import Context
-from planish.standard import raising
+from planish.standard import GENERATES, narrowing, raising
 
 MASK = "attention_mask"
 
@@ -46,7 +46,8 @@ def trace(
     module, folder = _import(source, example_inputs, dynamic_shapes, dtype)
     masked = any(v.name == MASK and v.type.dtype == torch.bool for f in module.functions.values() for v in f.inputs)
     context = Context(progress=lambda fraction, phrase: progress(0.5 + fraction / 2, phrase))
-    raised, report = PassManager(raising(MASK if masked else None), check=check, context=context).run(module)
+    passes = [*raising(MASK if masked else None), *(narrowing() if module.metadata.get("kind") in GENERATES else [])]
+    raised, report = PassManager(passes, check=check, context=context).run(module)
     return Model(module, folder).after(raised, report)
 
 

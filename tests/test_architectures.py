@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planish
-from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, save_random_model
+from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, factory_of, save_random_model
 
 pytestmark = pytest.mark.full
 NEW_TOKENS = 64
+LATENT = {"deepseek_v3": 20 + 8}
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,9 @@ class Subject:
 
 @pytest.fixture(scope="module", params=[*CAUSAL, *ENCODERS])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    import transformers
-
     folder = save_random_model(request.param, tmp_path_factory.mktemp(request.param))
-    factory = transformers.AutoModel if request.param in ENCODERS else transformers.AutoModelForCausalLM
     single, double = (
-        factory.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+        factory_of(request.param).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
         for dtype in (torch.float32, torch.float64)
     )
     compiled = planish.build(planish.trace(folder), "host").load()
@@ -82,6 +80,15 @@ def test_logits_are_as_near_as_rounding_allows(subject: Subject) -> None:
     result = subject.compiled(**named)
     logits = (result[0] if isinstance(result, tuple) else result).double()
     assert float((logits - exact)[mask].abs().max()) <= bound
+
+
+def test_latent_attention_caches_its_latent(subject: Subject) -> None:
+    """One state a layer, of the latent's rank and the shared rotary part, however many heads there are."""
+    states = [state["type"] for state in subject.compiled.manifest.get("states", {}).values()]
+    if subject.name in LATENT:
+        assert states == [f"f32[B, C, 1, {LATENT[subject.name]}]"] * 2
+    elif subject.name in CAUSAL:
+        assert len(states) == 4 and not any(", 1, " in state for state in states)
 
 
 def test_greedy_tokens_are_the_same(subject: Subject, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,10 +27,10 @@ class Executable:
         check_features(manifest["target"]["features"], device.features())
         self.folder, self.manifest, self.device, self._keep = folder, manifest, device, keep
         find, weights = device.load(folder / KERNELS), device.weights(folder / WEIGHTS)
-        # Ranges are what the trace assumed; derived programs are checked for their own sizes.
+        # Ranges are what the trace assumed; programs over a part of a sequence are checked for their own sizes.
         traced = {symbol: (low, high) for symbol, low, high in manifest["metadata"].get("dim_ranges", ())}
         self.programs = {
-            name: Program(name, device, find(name), signature, weights, traced if name == "forward" else {})
+            name: Program(name, device, find(name), signature, weights, traced if name in ("forward", "encode") else {})
             for name, signature in manifest["functions"].items()
         }
         device.set_threads(threads)
@@ -77,4 +77,8 @@ def open_artifact(
         from planish.codegen.runtime.language_model import LanguageModel
 
         kind = LanguageModel
+        if "encode" in manifest["functions"]:
+            from planish.codegen.runtime.encoder_decoder import EncoderDecoder
+
+            kind = EncoderDecoder
     return kind(Path(folder), manifest, LocalDevice() if device is None else device, threads=threads, keep=keep)

@@ -74,7 +74,8 @@ class LanguageModel(Executable):
         texts = [tokenizer.chat([{"role": "user", "content": p}]) if chat else p for p in prompts]
         # A template writes the special tokens itself.
         rows = [tokenizer.encode(t, special=not chat) for t in texts]
-        streams = [TextStream(tokenizer, (stop,) if isinstance(stop, str) else tuple(stop), row) for row in rows]
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        streams = [TextStream(tokenizer, stops, self._before(row)) for row in rows]
         for step in self._steps(rows, streams, **options):
             for row, token in step.items():
                 piece = streams[row].push(token)
@@ -117,12 +118,11 @@ class LanguageModel(Executable):
             raise input_error(f"max_new_tokens must be at least 0, got {max_new_tokens}")
         ends = set(self.metadata.get("eos_token_ids") or ()) if stop_tokens is None else set(stop_tokens)
         sampler = Sampler(Sampling(temperature, top_p, seed), len(rows))
-        session = self.session(len(rows))
         limit = self.metadata.get("context_length")
         if max_new_tokens == 0:
             return
         running = set(range(len(rows)))
-        logits = session.read(rows)
+        session, logits = self._begin(rows)
         for number in range(max_new_tokens):
             chosen = sampler.choose(logits)
             running -= {row for row in running if chosen[row] in ends}
@@ -137,6 +137,15 @@ class LanguageModel(Executable):
                 if row not in running and session.lengths[row] > 0:
                     session.forget_last(row)
             logits = session.read([[token] for token in chosen])
+
+    def _before(self, row: list[int]) -> list[int]:
+        """The tokens that new ones continue, in the same text."""
+        return row
+
+    def _begin(self, rows: list[list[int]]) -> tuple[Session, Any]:
+        """A session in which the first new token of each row follows, and the logits for it."""
+        session = self.session(len(rows))
+        return session, session.read(rows)
 
     def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         vocabulary = self.metadata.get("vocab_size")

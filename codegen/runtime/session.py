@@ -21,7 +21,7 @@ class Session:
 
     Args:
         device: where the programs run.
-        programs: the artifact's `prefill`, `extend` and `decode`.
+        programs: the artifact's `prefill`, `extend` and `decode`, and `encode` if it reads a source.
         states: the manifest's states.
         batch: how many rows.
         context: the most tokens a row may have; None for no limit.
@@ -32,9 +32,21 @@ class Session:
         context: int | None = None,
     ) -> None:  # fmt: skip
         self._programs = programs
+        self._source: dict[str, Any] = {}
         self._caches = Caches(device, states, {"B": batch})
         self._context = context
         self.lengths = [0] * batch
+
+    def encode(self, rows: Sequence[Sequence[int]]) -> None:
+        """Read the source of every row, before its first token.
+
+        Raises:
+            InputError: when a row's source has no token.
+        """
+        ids, length = self._aligned(rows, "the source of row")
+        self._caches.reserve(ids.shape[1])
+        self._run("encode", ids, length=length)
+        self._source = {"source_length": length}
 
     def read(self, rows: Sequence[Sequence[int]]) -> Any:
         """Read further tokens of every row; logits [batch, vocabulary] of each row's last one.
@@ -46,7 +58,7 @@ class Session:
             return self._decode(rows)
         if not any(self.lengths):
             ids, length = self._prepare(rows)
-            logits = self._run("prefill", {"input_ids": ids, "length": length})[:, 0]
+            logits = self._run("prefill", ids, length=length, **self._source)[0][:, 0]
             self._advance(rows)
             return logits
         every = self.read_all(rows)
@@ -55,42 +67,47 @@ class Session:
     def read_all(self, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Read further tokens of every row; logits [tokens, vocabulary] of all tokens of each row."""
         ids, length = self._prepare(rows)
-        named = {"input_ids": ids, "start": np.array(self.lengths), "length": length}
-        logits = self._run("extend", named)
+        (logits,) = self._run("extend", ids, start=np.array(self.lengths), length=length, **self._source)
         self._advance(rows)
         return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> Any:
         ids, _ = self._prepare(rows)
-        logits = self._run("decode", {"input_ids": ids, "start": np.array(self.lengths)})[:, 0]
+        logits = self._run("decode", ids, start=np.array(self.lengths), **self._source)[0][:, 0]
         self._advance(rows)
         return logits
 
     def _prepare(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
         """Left-aligned ids and the rows' lengths, with room in the caches."""
-        if len(rows) != len(self.lengths):
-            raise input_error(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
+        ids, length = self._aligned(rows, "row")
         for number, row in enumerate(rows):
-            if not row:
-                raise input_error(f"row {number} is empty: a model needs at least one token to go on from")
             total = self.lengths[number] + len(row)
             if self._context is not None and total > self._context:
                 raise input_error(
                     f"row {number} would have {total} tokens, but the context of this model holds {self._context}; "
                     "shorten the prompt or ask for fewer new tokens"
                 )
-        longest = max(len(row) for row in rows)
         # Compiled code writes whole rows of tokens where they stand, filler too.
-        self._caches.reserve(max(self.lengths) + longest)
-        ids = np.full((len(rows), longest), FILLER, np.int64)
+        self._caches.reserve(max(self.lengths) + ids.shape[1])
+        return ids, length
+
+    def _aligned(self, rows: Sequence[Sequence[int]], what: str) -> tuple[Any, Any]:
+        """Left-aligned ids of as many rows as the session has, and their lengths."""
+        if len(rows) != len(self.lengths):
+            raise input_error(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
+        for number, row in enumerate(rows):
+            if not row:
+                raise input_error(f"{what} {number} is empty: a model needs at least one token to go on from")
+        ids = np.full((len(rows), max(len(row) for row in rows)), FILLER, np.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = row
         return ids, np.array([len(row) for row in rows])
 
-    def _run(self, name: str, named: dict[str, Any]) -> Any:
+    def _run(self, name: str, ids: Any, **named: Any) -> list[Any]:
+        """The results of a program, which takes its tokens first, under the name that the traced model has for them."""
         program = self._programs[name]
         states = [self._caches.tensors[s] for s in program.states]
-        return program(named, states)[0]
+        return program({next(iter(program.inputs)): ids, **named}, states)
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> None:
         self.lengths = [length + len(row) for length, row in zip(self.lengths, rows)]

@@ -37,6 +37,11 @@ class Attention(Op):
     chunk: int | None = None
     softcap: float | None = None
 
+    @property
+    def compares_positions(self) -> bool:
+        """Whether the mask compares the position of a query with that of a key."""
+        return self.causal or self.window is not None or self.chunk is not None
+
     def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
         q, k, v, padding, start, kv_length, slopes, sinks, bias = operands
         assert q is not None and k is not None and v is not None

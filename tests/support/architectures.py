@@ -34,16 +34,41 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_UNTIED, **_TOKENS}),
     "gpt_neox": ("GPTNeoXConfig", {**_SIZES, "intermediate_size": 96, "rotary_pct": 0.25}),
     "gemma2": ("Gemma2Config", {**_GATED, **_UNTIED, "head_dim": 16, "sliding_window": 5}),
-}
+    # Multi-head latent attention; layers with experts are left out.
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **_GATED, "num_key_value_heads": 4, "first_k_dense_replace": 2, "q_lora_rank": 24, "kv_lora_rank": 20,
+            "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "head_dim": 8,
+        },
+    ),
+}  # fmt: skip
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("BertConfig", {**_SIZES, "intermediate_size": 96})}
+_BOTH_STACKS = {
+    "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96, "decoder_ffn_dim": 80, "max_position_embeddings": LONGEST, "decoder_start_token_id": 2, **_TOKENS,
+    **_UNTIED,
+}  # fmt: skip
+# Learned positions in one, sinusoids in the other; one normalises after its sublayers, the other before.
+SEQUENCE_TO_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("BartConfig", _BOTH_STACKS),
+    "pegasus": ("PegasusConfig", {**_BOTH_STACKS, "scale_embedding": True}),
+}
+
+
+def factory_of(name: str) -> Any:
+    """Transformers' automatic class that builds and loads the architecture."""
+    if name in ENCODERS:
+        return transformers.AutoModel
+    return transformers.AutoModelForSeq2SeqLM if name in SEQUENCE_TO_SEQUENCE else transformers.AutoModelForCausalLM
 
 
 def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """The architecture with weights wide enough that its logits differ clearly between tokens."""
-    kind, options = {**CAUSAL, **ENCODERS}[name]
+    kind, options = {**CAUSAL, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]
     config = getattr(transformers, kind)(**options)
     torch.manual_seed(seed)
-    factory = transformers.AutoModel if name in ENCODERS else transformers.AutoModelForCausalLM
+    factory = factory_of(name)
     model = factory.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
