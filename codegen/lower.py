@@ -77,6 +77,8 @@ class _Lowering:
         self.function: Function = plan.function
         self.emitter = Emitter(builder, Symbols(), kernels)
         self.values: dict[Operand, Expr] = {}
+        # Views of arguments: their memory is the caller's.
+        self.borrowed: set[Operand] = set(self.function.inputs)
         self.in_place = in_place(self.function)
 
     def run(self) -> LoweredFunction:
@@ -138,6 +140,8 @@ class _Lowering:
         if isinstance(step, ViewStep):
             (source,) = (i for i in step.node.inputs[:1] if i is not None)
             value = step.node.output
+            if source in self.borrowed or not isinstance(source, Value):
+                self.borrowed.add(value)
             self.values[value] = self.emitter.view(self.operand(source), value.type.shape)
         elif isinstance(step, FusedStep):
             prim_func, symbols = self.fused.kernel(step)
@@ -156,7 +160,7 @@ class _Lowering:
     def _result(self, operand: Operand) -> Expr:
         """An output; what is no computed value is copied, so that no caller holds an argument's memory."""
         expression = self.operand(operand)
-        if isinstance(operand, Value) and operand not in self.function.inputs and operand not in self.site.layouts:
+        if isinstance(operand, Value) and operand not in self.borrowed and operand not in self.site.layouts:
             return expression
         return self.fused.copy(self.emitter, expression, operand.type, self._physical(operand))
 

@@ -93,7 +93,7 @@ class RemoteDevice(Device):
             return self._session.get_function("vm.builtin.param_array_from_cache_by_name_unpacked")(*tensors)
 
     def _place(self, array: Any) -> Any:
-        return self._runtime.tensor(np.ascontiguousarray(array), self._processor)
+        return self._runtime.tensor(np.asarray(array, order="C"), self._processor)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         with self._answering(f"has no memory for {math.prod(shape)} elements"):

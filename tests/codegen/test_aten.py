@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,8 @@ from planish.codegen.aten.reductions import REDUCTIONS
 from planish.codegen.aten.tables import POINTWISE
 from planish.codegen.decompositions import DECOMPOSITIONS
 from planish.codegen.registry import families
-from planish.ir import Module, Sample
-from planish.ir.ops import Aten
+from planish.ir import Module, Sample, TensorType
+from planish.ir.ops import Aten, Slot, aten
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.testing.compiled import call, compiled, faults, one_call
 from planish.testing.tensors import operand_tensors
@@ -72,6 +73,17 @@ def test_drawn_calls(shard: int) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_many_drawn_calls(shard: int) -> None:
     check(draw(sorted(ATEN_SAMPLES)[shard::SHARDS], seed=100 + shard, count=5), shard)
+
+
+def test_no_result_is_an_argument() -> None:
+    """Views cost nothing inside a function; what leaves it is memory of its own."""
+    kind = TensorType(torch.float32, (4, 6))
+    views = {"flat": aten("reshape.default", Slot(0), [24]), "led": aten("unsqueeze.default", Slot(0), 0)}
+    executable = compiled(Module({name: one_call(name, op, [kind]) for name, op in views.items()}))
+    for name in views:
+        x = np.arange(24, dtype=np.float32).reshape(4, 6)
+        (y,) = executable.programs[name]([x])
+        assert np.array_equal(y.ravel(), x.ravel()) and not np.shares_memory(x, y)
 
 
 def test_every_sampled_operator_is_served() -> None:
