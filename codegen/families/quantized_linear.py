@@ -80,7 +80,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _packed(param: Param, config: LinearInt4) -> Packed:
     layout = config.layout
-    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}"
+    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}{'s' if layout.signed else ''}"
 
     def make() -> torch.Tensor:
         storage = param.storage()

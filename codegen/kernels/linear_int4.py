@@ -9,8 +9,10 @@ The dot products are exact as float32 too (at most 128 * 127 * group, below 2^24
 alone rounds, and it names no tile: a row of y has the same bits whatever the number of rows, the machine's tile or the
 number of threads.
 
-The weight codes enter the dot products as they are stored, u = q + 8, where the instruction wants unsigned weights:
-``sum x q = sum x u - 8 sum x``, and the second sum, one number per row and group, is where accumulators start.
+Where the instruction wants unsigned weights, codes u = q + 8 are stored and enter the dot products as they are:
+``sum x q = sum x u - 8 sum x``, and the second sum, one number per row and group, is where accumulators start. Where it
+wants signed ones, q is stored in two's complement, and a shift or a mask leaves it in the high half of a byte, which then
+holds 16 q; a sixteenth of the sum, exact as a float, is the dot product.
 
 One function serves every number of rows. A panel of the weight is streamed once per task and unpacked in registers;
 up to ``rows`` rows share every load. With more rows, a task keeps a few panels in cache while all rows pass over them.
@@ -33,7 +35,9 @@ from planish.codegen.tiles.float import STORAGE_DTYPES, Expr
 from planish.codegen.tiles.int8 import Int8Tile
 
 ZERO_CODE = 8
-"""The stored code of a weight of 0."""
+"""The stored code of a weight of 0, where codes are unsigned."""
+SHIFTED = 16
+"""What signed codes are multiplied with by lying in the high half of a byte."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class LinearInt4:
     @property
     def layout(self) -> Int4Layout:
         """The layout of the packed weight."""
-        return Int4Layout(self.group, self.tile.lanes, self.tile.depth, self.vectors, self.scale_dtype)
+        signed = not self.tile.unsigned_weights
+        return Int4Layout(self.group, self.tile.lanes, self.tile.depth, self.vectors, self.scale_dtype, signed)
 
     @property
     def packed_shape(self) -> tuple[int, int]:
@@ -192,6 +197,8 @@ class _Kernel:
             scales = [self._scales(block, v) for v in range(vectors)]
             for row, v, at in cells:
                 dot = T.cast(dots[row][v], f"float32x{lanes}")
+                if self.starts is None:
+                    dot = dot * self.floats.broadcast(T.float32(1 / SHIFTED))
                 emit.store(sums, [at], self.floats.fma(dot, scales[v], emit.load(sums, [at], lanes)), lanes)
         for row, v, at in cells:
             self._store(start + row, panel * self.layout.columns + v * lanes, emit.load(sums, [at], lanes))
@@ -226,7 +233,8 @@ class _Kernel:
     ) -> list[list[Expr]]:
         """``initial`` plus the products of some steps of one block."""
         lanes, depth, vectors = self.tile.lanes, self.tile.depth, self.config.vectors
-        dots = [[self.tile.accumulator(value, 2 * ZERO_CODE - 1) for value in row] for row in initial]
+        bound = 2 * ZERO_CODE - 1 if self.tile.unsigned_weights else SHIFTED * ZERO_CODE
+        dots = [[self.tile.accumulator(value, bound) for value in row] for row in initial]
         for step in steps:
             halves = [self._unpack(block, step, v) for v in range(vectors)]
             for half in range(2):
@@ -239,19 +247,15 @@ class _Kernel:
         return [[accumulator.value() for accumulator in row] for row in dots]
 
     def _unpack(self, block: _Block, step: Expr | int, v: int) -> tuple[Expr, Expr]:
-        """Both weight operands that one load of packed bytes holds."""
+        """Both weight operands that one load of packed bytes holds, as the instruction takes them."""
         size = self.layout.vector_bytes
         packed = T.bind(self._packed(block, (step * self.config.vectors + v) * size, size))
-        low = T.bitwise_and(packed, T.broadcast(T.uint8(0x0F), size))
-        high = T.shift_right(packed, T.broadcast(T.uint8(4), size))
-        return self._operand(low), self._operand(high)
-
-    def _operand(self, codes: Expr) -> Expr:
-        """Codes in 0 ... 15 as the instruction takes them."""
+        four = T.broadcast(T.uint8(4), size)
         if self.tile.unsigned_weights:
-            return T.bind(codes)
-        size = self.layout.vector_bytes
-        return T.bind(T.cast(codes, f"int8x{size}") - T.broadcast(T.int8(ZERO_CODE), size))
+            low, high = T.bitwise_and(packed, T.broadcast(T.uint8(0x0F), size)), T.shift_right(packed, four)
+            return T.bind(low), T.bind(high)
+        low, high = T.shift_left(packed, four), T.bitwise_and(packed, T.broadcast(T.uint8(0xF0), size))
+        return T.bind(T.reinterpret(f"int8x{size}", low)), T.bind(T.reinterpret(f"int8x{size}", high))
 
     def _block(self, panel: Expr, group: Expr) -> _Block:
         """Where to read one block, and where the one that is due ``config.prefetch`` bytes later lies."""

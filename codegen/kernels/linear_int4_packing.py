@@ -8,7 +8,8 @@ the order in which the kernel consumes them, and each carries its own scales, so
         high four bits:  element k = 2 * depth * s + depth + d     of the same column
     then ``columns`` scales.
 
-So one load, one mask and one shift give the operands of two dot-product steps.
+So one load, one mask and one shift give the operands of two dot-product steps. Four bits hold q + 8, or q in two's
+complement for instructions that want signed weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import torch
 
 SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one scale, for every scale dtype a block can carry."""
+
+ZEROS = 0x88
+"""Two weights of zero."""
 
 LANE_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """For every supported depth, an integer as wide as the bytes one lane reads."""
@@ -33,6 +37,7 @@ class Int4Layout:
         lanes, depth: of the instruction tile that reads the weight.
         vectors: vectors of columns in a panel.
         scale_dtype: float32, float16 or bfloat16.
+        signed: whether values are in two's complement rather than q + 8.
     """
 
     group: int
@@ -40,6 +45,7 @@ class Int4Layout:
     depth: int
     vectors: int
     scale_dtype: str
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in SCALE_BYTES:
@@ -126,7 +132,9 @@ class Int4Layout:
             )
         padding = panels * self.columns - out_features
         packed = torch.empty((panels, groups, block_bytes), dtype=torch.uint8)
-        values = torch.nn.functional.pad(values, (0, 0, 0, padding), value=0x88)
+        values = torch.nn.functional.pad(values, (0, 0, 0, padding), value=ZEROS)
+        # q + 8 and the two's complement of q differ in the highest of four bits.
+        values = values ^ ZEROS if self.signed else values
         packed[..., : self.value_bytes] = self._interleave(values, panels, groups)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, padding)).reshape(panels, self.columns, groups)
         packed[..., self.value_bytes :] = scales.transpose(1, 2).contiguous().view(torch.uint8)

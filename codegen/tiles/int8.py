@@ -57,6 +57,8 @@ class Int8Tile(ABC):
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound`` in magnitude.
 
+        A bound of 128 means weights down to -128 where they are signed.
+
         Raises:
             ValueError: when sums of weights that large would not be exact on this machine.
         """

@@ -33,7 +33,7 @@ class DotTile(Int8Tile):
     intrinsic: str = "sdot"
 
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
-        limit = 255 if self.unsigned_weights else 127
+        limit = 255 if self.unsigned_weights else 128
         if weight_bound > limit:
             raise ValueError(f"the tile {self.name} takes weights up to {limit}, not {weight_bound}")
         return _DotAccumulator(initial, self.intrinsic)

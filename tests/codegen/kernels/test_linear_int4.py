@@ -23,18 +23,27 @@ from planish.testing.float_kernels import fma
 
 
 class _SignedAccumulator(DotAccumulator):
+    """w = 16 (high - 8) + low with both halves unsigned, so three sums of unsigned weights give a signed one."""
+
     def __init__(self, inner: Int8Tile, initial: Any) -> None:
         self._lanes, self._bytes = inner.lanes, inner.lanes * inner.depth
-        self._shifted = inner.accumulator(initial, 15)
-        self._correction = inner.accumulator(T.broadcast(T.int32(0), inner.lanes), 15)
+        self._initial = initial
+        zero = T.broadcast(T.int32(0), inner.lanes)
+        self._high, self._eights, self._low = (inner.accumulator(zero, 15) for _ in range(3))
 
     def add(self, weights: Any, activations: Any) -> None:
-        eights = T.broadcast(T.int8(8), self._bytes)
-        self._shifted.add(T.cast(weights + eights, f"uint8x{self._bytes}"), activations)
-        self._correction.add(T.cast(eights, f"uint8x{self._bytes}"), activations)
+        raw = T.reinterpret(f"uint8x{self._bytes}", weights)
+        high = T.bitwise_xor(T.shift_right(raw, self._spread(4)), self._spread(8))
+        self._high.add(T.bind(high), activations)
+        self._eights.add(self._spread(8), activations)
+        self._low.add(T.bind(T.bitwise_and(raw, self._spread(15))), activations)
 
     def value(self) -> Any:
-        return self._shifted.value() - self._correction.value()
+        sixteen = T.broadcast(T.int32(16), self._lanes)
+        return self._initial + (self._high.value() - self._eights.value()) * sixteen + self._low.value()
+
+    def _spread(self, value: int) -> Any:
+        return T.broadcast(T.uint8(value), self._bytes)
 
 
 @dataclass(frozen=True)
