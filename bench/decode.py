@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PROMPT = 512
 PREFIX = 32
+CONTENDED_ROUNDS, CONTENDED_SECONDS = 5, 2.0
 
 MEMORY = r"""
 import re, sys, time
@@ -140,6 +143,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
     sums = torch.zeros(READ_BYTES // 4 // CHUNK_VECTORS // lanes, lanes, dtype=torch.int32)
     streams = {"read": lambda call: read(sources[call % len(sources)], sums)}
     decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
+    contended = _contended({"ours": our_token, "llama.cpp": their_token})
     theirs.reset()
     prefill = take_turns({"ours": our_prompt, "llama.cpp": their_prompt}, rounds)
     weights = (artifact / "weights.safetensors").stat().st_size
@@ -155,6 +159,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
             "share_of_read": round(weights / decode.median("ours") / bandwidth, 3),
             **_conditions(decode),
         },
+        {"figure": "decode beside one busy process", **contended},
         {
             "figure": "prefill",
             "tokens": PROMPT,
@@ -164,6 +169,42 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
             **_conditions(prefill),
         },
     ]
+
+
+def _contended(subjects: dict[str, Callable[[int], None]]) -> dict[str, Any]:
+    """Decode speed while one other process computes, over the quiet speed: medians of rounds that take turns.
+
+    Each stretch lasts long enough for a runtime to notice its neighbour, or its absence.
+    """
+
+    def speed(call: Callable[[int], None]) -> float:
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < CONTENDED_SECONDS:
+            call(calls)
+            calls += 1
+        return calls / (time.perf_counter() - start)
+
+    shares: dict[str, list[float]] = {name: [] for name in subjects}
+    speeds: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(CONTENDED_ROUNDS):
+        quiet = {name: speed(call) for name, call in subjects.items()}
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            try:
+                time.sleep(0.2)
+                busy = {name: speed(call) for name, call in subjects.items()}
+            finally:
+                other.kill()
+        for name in subjects:
+            shares[name].append(busy[name] / quiet[name])
+            speeds[name].append(busy[name])
+    ours, theirs = "ours", "llama.cpp"
+    return {
+        "tokens_per_s": round(statistics.median(speeds[ours]), 1),
+        "share_of_quiet": round(statistics.median(shares[ours]), 3),
+        "llama_cpp_tokens_per_s": round(statistics.median(speeds[theirs]), 1),
+        "llama_cpp_share_of_quiet": round(statistics.median(shares[theirs]), 3),
+        "rounds": CONTENDED_ROUNDS,
+    }
 
 
 def _conditions(timings: Any) -> dict[str, Any]:

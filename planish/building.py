@@ -81,7 +81,8 @@ def load(folder: str | Path, *, threads: int | None = None, device: str | Device
 
     Args:
         folder: the artifact.
-        threads: how many threads compiled code uses; as many as there are cores when None.
+        threads: how many threads compiled code uses at most; as many as there are cores when None. Fewer are used while
+            other processes keep cores busy, which changes no bit of a result.
         device: where to run it: this process when None, "rpc:HOST:PORT" for a machine with TVM's RPC server, or an
             opened device.
 

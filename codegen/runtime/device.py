@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.ffi import tvm_ffi
-from planish.codegen.runtime.library import CompiledLibrary, set_threads
+from planish.codegen.runtime.governor import Governor
+from planish.codegen.runtime.library import CompiledLibrary, use_threads
 from planish.codegen.runtime.machine import cpu_features, usable_cores
 from planish.codegen.runtime.sizes import TensorSpec
 from planish.codegen.runtime.tensors import aligned_zeros, from_compiled, map_weights
@@ -56,11 +59,14 @@ class Device(ABC):
 
     @abstractmethod
     def set_threads(self, count: int | None) -> None:
-        """How many threads compiled code uses; None for as many as there are cores."""
+        """How many threads compiled code uses at most; None for as many as there are cores."""
 
 
 class LocalDevice(Device):
-    """This process: nothing is copied."""
+    """This process: nothing is copied, and each call gets as many threads as pay off beside what else runs here."""
+
+    def __init__(self) -> None:
+        self._governor = Governor(usable_cores())
 
     def features(self) -> frozenset[str] | None:
         return cpu_features()
@@ -83,10 +89,18 @@ class LocalDevice(Device):
         return larger
 
     def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
-        return list(function(*map(tvm_ffi.from_dlpack, arguments), weights))
+        kind = (id(function), *(a.shape for a in arguments))
+        threads = self._governor.choose(kind)
+        use_threads(threads)
+        start = time.perf_counter()
+        made = list(function(*map(tvm_ffi.from_dlpack, arguments), weights))
+        self._governor.record(kind, threads, time.perf_counter() - start)
+        return made
 
     def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
         return from_compiled(np.from_dlpack(result), type, torch_wanted)
 
     def set_threads(self, count: int | None) -> None:
-        set_threads(usable_cores() if count is None else count)
+        if count is not None and count < 1:
+            raise input_error(f"compiled code needs at least one thread, not {count}")
+        self._governor = Governor(usable_cores() if count is None else count)

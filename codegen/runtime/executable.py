@@ -63,7 +63,8 @@ def open_artifact(
 
     Args:
         folder: the artifact.
-        threads: how many threads compiled code uses; as many as there are cores when None.
+        threads: how many threads compiled code uses at most; as many as there are cores when None. Fewer are used while
+            other processes keep cores busy, which changes no bit of a result.
         keep: an object that must live as long as the executable.
         check: compare every file with its digest.
         device: where to run it; this process when None.

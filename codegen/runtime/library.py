@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,17 @@ class CompiledLibrary:
         return self._machine[name]
 
 
-def set_threads(count: int) -> None:
-    """How many threads compiled code of this process uses from now on.
+_LOCAL = threading.local()
 
-    Raises:
-        InputError: when the number is less than 1.
-    """
-    if count < 1:
-        raise input_error(f"compiled code needs at least one thread, not {count}")
+
+def use_threads(count: int) -> None:
+    """How many threads compiled code that this thread calls uses from now on; at least 1."""
+    if getattr(_LOCAL, "threads", None) == count:
+        return
     _load_runtime()
     # TVM binds the calling thread to a core, and threads that it starts later (torch's own) would inherit that one core.
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     tvm_ffi.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, count)
     if allowed is not None:
         os.sched_setaffinity(0, allowed)
+    _LOCAL.threads = count
