@@ -70,7 +70,8 @@ class Emitter:
     def _global(self, function: Any) -> Any:
         """The PrimFunc's global variable; the same function object is added once."""
         if function not in self._kernels:
-            name = str(function.attrs["global_symbol"])
+            # A library has one space of names: no function of a module is called so.
+            name = f"kernel.{function.attrs['global_symbol']}"
             variable = self.builder.add_func(function.without_attr("global_symbol"), name)
             self._kernels[function] = variable
         return self._kernels[function]

@@ -86,6 +86,16 @@ def test_no_result_is_an_argument() -> None:
         assert np.array_equal(y.ravel(), x.ravel()) and not np.shares_memory(x, y)
 
 
+def test_a_function_may_be_called_like_a_kernel() -> None:
+    kind = TensorType(torch.float32, (3, 5))
+    op = aten("matmul.default", Slot(0), Slot(1))
+    module = Module({name: one_call(name, op, [kind, kind.with_shape((5, 4))]) for name in ("matmul", "forward")})
+    executable = compiled(module)
+    inputs = [torch.randn(3, 5), torch.randn(5, 4)]
+    for name in module.functions:
+        assert not faults(module, name, inputs, call(executable, name, inputs))
+
+
 def test_every_sampled_operator_is_served() -> None:
     """The operators that have axis rules occur in traced models: none of them may stop a compilation."""
     known = {*POINTWISE, *REDUCTIONS, *DECOMPOSITIONS, *VIEWS, *COPIES}

@@ -182,9 +182,7 @@ def drawn(names: Sequence[str], count: int) -> dict[str, Case]:
 @cache
 def everything() -> dict[str, Case]:
     without_weights = ["attention", "gated_activation", "last_token", "positions"]
-    found = {**CASES, **INTEGERS, **drawn(sorted(ATEN_SAMPLES), 1), **drawn(without_weights, 2)}
-    # Functions of a library share their names with its kernels.
-    return {f"call_{name}": case for name, case in found.items()}
+    return {**CASES, **INTEGERS, **drawn(sorted(ATEN_SAMPLES), 1), **drawn(without_weights, 2)}
 
 
 @pytest.fixture(scope="module", params=list(BUILDS))
@@ -205,9 +203,8 @@ def test_every_kernel_agrees_with_the_interpreter(on_arm: Executable) -> None:
 
 def test_integer_kernels_have_the_bits_of_the_host(on_arm: Executable) -> None:
     """With scales of one the results are the accumulators; with real ones the stated chain of float operations."""
-    cases = {f"call_{name}": case for name, case in INTEGERS.items()}
-    host = compiled(module_of(cases))
-    for number, (name, case) in enumerate(cases.items()):
+    host = compiled(module_of(INTEGERS))
+    for number, (name, case) in enumerate(INTEGERS.items()):
         inputs = case.inputs(number)
         for arm, want in zip(call(on_arm, name, inputs), call(host, name, inputs), strict=True):
             assert torch.equal(arm, want), name
