@@ -21,6 +21,7 @@ from planish.codegen.runtime.encoder_decoder import EncoderDecoder
 from planish.ir import InputError, UnsupportedError
 from planish.testing.architectures import SEQUENCE_TO_SEQUENCE, VOCABULARY, factory_of, save_random_model
 
+pytestmark = pytest.mark.full
 START, NEW_TOKENS = 2, 64
 
 
@@ -35,10 +36,7 @@ class Subject:
     compiled: EncoderDecoder
 
 
-NAMES = [n if n == "bart" else pytest.param(n, marks=pytest.mark.full) for n in SEQUENCE_TO_SEQUENCE]
-
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=list(SEQUENCE_TO_SEQUENCE))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = save_random_model(request.param, tmp_path_factory.mktemp(request.param))
     single, double = (

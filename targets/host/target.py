@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tvm.target import codegen as llvm
 
 from planish.codegen.registry import served_encodings
@@ -18,6 +16,7 @@ from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Capabilities, UnsupportedError
 from planish.targets.host.detect import HostCpu, detect_host
 from planish.targets.host.link import link
+from planish.targets.host.measured import Speeds, speeds
 
 
 class HostTarget(Target):
@@ -48,8 +47,8 @@ class HostTarget(Target):
         return self._int8_tile
 
     @cached_property
-    def _speeds(self) -> tuple[float, dict[str, float]]:
-        return _measure_bandwidth(), _measure_arithmetic(self._int8_tile)
+    def _speeds(self) -> Speeds:
+        return speeds(self.cpu)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -58,33 +57,11 @@ class HostTarget(Target):
             vector_bits=32 * self._float_tile.lanes,
             features=self.cpu.features,
             kernels=served_encodings(self),
-            bytes_per_second=self._speeds[0],
+            bytes_per_second=self._speeds.bytes_per_second,
         )
 
     def operations_per_second(self) -> dict[str, float]:
-        return self._speeds[1]
+        return {"float32": self._speeds.float32, "int8": self._speeds.int8}
 
     def link(self, objects: Sequence[Path], library: Path) -> None:
         link(objects, library)
-
-
-def _best_seconds(run: Callable[[], object], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _measure_bandwidth() -> float:
-    """Bytes read per second while 64 MB are summed by one thread: a lower bound of what the machine can do."""
-    data = np.ones(1 << 23, np.float64)
-    return data.nbytes / _best_seconds(data.sum)
-
-
-def _measure_arithmetic(tile: Int8Tile) -> dict[str, float]:
-    """Float operations per second of a matrix product of the numerical library; integers by the width of their dots."""
-    a = np.ones((512, 512), np.float32)
-    speed = 2 * 512**3 / _best_seconds(lambda: a @ a)
-    return {"float32": speed, "int8": speed * tile.depth / 2}

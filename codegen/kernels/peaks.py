@@ -1,0 +1,96 @@
+"""What a machine can do at best: loops that only read, only multiply and add, or only sum products of bytes.
+
+They use the same tiles as real kernels, so that a kernel's share of them says how much of the machine it uses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+from planish.codegen.kernels import emit
+from planish.codegen.tiles.float import Expr, FloatTile
+from planish.codegen.tiles.int8 import Int8Tile
+
+STREAMS, UNROLLED, TASK_VECTORS = 4, 16, 1024
+"""Of the reading loop: sums side by side, loads in a row, vectors in one task."""
+
+
+def chains(floats: FloatTile) -> int:
+    """Registers that take turns, so that none waits for itself; besides them a loop needs half as many operands."""
+    return 12 if floats.registers >= 32 else 6
+
+
+def reading(lanes: int, elements: int) -> Any:
+    """The PrimFunc ``(source (elements,) int32, sums (tasks, lanes) int32)``: every element is read once, in order."""
+    tasks = elements // (TASK_VECTORS * lanes)
+
+    def body() -> None:
+        source = emit.argument("source", (elements,), "int32")
+        target = emit.argument("sums", (tasks, lanes), "int32")
+        with emit.loop("task", tasks, parallel=True) as task:
+            sums = emit.scratch("partial", STREAMS * lanes, "int32")
+            places = [stream * lanes for stream in range(STREAMS)]
+            for place in places:
+                emit.store(sums, [place], T.broadcast(T.int32(0), lanes), lanes)
+            with emit.loop("block", TASK_VECTORS // UNROLLED) as block:
+                for step in range(UNROLLED):
+                    at, place = (task * TASK_VECTORS + block * UNROLLED + step) * lanes, places[step % STREAMS]
+                    emit.store(sums, [place], emit.load(sums, [place], lanes) + emit.load(source, [at], lanes), lanes)
+            total = [emit.load(sums, [place], lanes) for place in places]
+            emit.store(target, [task, T.int64(0)], total[0] + total[1] + total[2] + total[3], lanes)
+
+    return emit.prim_func("reading", body)
+
+
+def multiplying(tile: FloatTile, tasks: int, steps: int) -> Any:
+    """The PrimFunc ``(x (lanes,), y (tasks, chains, lanes))``, float32: y = y * x + x, ``steps`` times in every lane."""
+    count, lanes = chains(tile), tile.lanes
+
+    def body() -> None:
+        x = emit.argument("x", (lanes,), "float32")
+        y = emit.argument("y", (tasks, count, lanes), "float32")
+        with emit.loop("task", tasks, parallel=True) as task:
+            sums = emit.registers("sums", count * lanes)
+            factor = T.bind(emit.load(x, [T.int64(0)], lanes))
+            for chain in range(count):
+                emit.store(sums, [chain * lanes], emit.load(y, [task, chain, 0], lanes), lanes)
+            with emit.loop("step", steps):
+                for chain in range(count):
+                    value = tile.fma(emit.load(sums, [chain * lanes], lanes), factor, factor)
+                    emit.store(sums, [chain * lanes], value, lanes)
+            for chain in range(count):
+                emit.store(y, [task, chain, 0], emit.load(sums, [chain * lanes], lanes), lanes)
+
+    return emit.prim_func("multiplying", body)
+
+
+def summing_products(tile: Int8Tile, tasks: int, steps: int, rounds: int) -> Any:
+    """The PrimFunc ``(weights (steps, bytes), activations (chains, bytes) int8, y (tasks, chains, lanes) int32)``.
+
+    y gains, ``rounds`` times, the products of every row of weights with the chain's activations. Weights are uint8 or int8
+    as the tile wants them, at most 7 in magnitude.
+    """
+    count, lanes, width = chains(tile.floats), tile.lanes, tile.lanes * tile.depth
+
+    def body() -> None:
+        dtype = "uint8" if tile.unsigned_weights else "int8"
+        weights = emit.argument("weights", (steps, width), dtype)
+        activations = emit.argument("activations", (count, width), "int8")
+        y = emit.argument("y", (tasks, count, lanes), "int32")
+        with emit.loop("task", tasks, parallel=True) as task:
+            sums = emit.scratch("sums", count * lanes, "int32")
+            operands: list[Expr] = [T.bind(emit.load(activations, [chain, 0], width)) for chain in range(count)]
+            for chain in range(count):
+                emit.store(sums, [chain * lanes], emit.load(y, [task, chain, 0], lanes), lanes)
+            with emit.loop("round", rounds), emit.loop("step", steps) as step:
+                weight = T.bind(emit.load(weights, [step, 0], width))
+                for chain in range(count):
+                    accumulator = tile.accumulator(emit.load(sums, [chain * lanes], lanes), 7)
+                    accumulator.add(weight, operands[chain])
+                    emit.store(sums, [chain * lanes], accumulator.value(), lanes)
+            for chain in range(count):
+                emit.store(y, [task, chain, 0], emit.load(sums, [chain * lanes], lanes), lanes)
+
+    return emit.prim_func("summing_products", body)
