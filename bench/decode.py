@@ -21,7 +21,7 @@ from typing import Any
 
 PROMPT = 512
 PREFIX = 32
-COLD_READ = 1 << 30
+READ_BYTES, COLD_READ = 8 << 20, 1 << 30
 CONTENDED_ROUNDS, CONTENDED_SECONDS = 5, 2.0
 
 MEMORY = r"""
@@ -104,11 +104,11 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
     import gguf
     import torch
     import tvm
-    from linear_int4 import READ_BYTES, READS, read_kernel, read_target
     from measure import take_turns
     from peers.llama_cpp import LlamaCpp, write_gguf
     from shapes import SHAPES
 
+    from planish.codegen.kernels.peaks import READS, read_tasks, reading
     from planish.codegen.runtime.executable import open_artifact
     from planish.targets import open_target
 
@@ -139,14 +139,15 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
 
     target = open_target("host")
     lanes = target.int8_tile.lanes
-    sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_READ // READ_BYTES)]
+    elements = READ_BYTES // 4
+    sources = [torch.ones(elements, dtype=torch.int32) for _ in range(COLD_READ // READ_BYTES)]
 
-    def reading(way: str) -> Callable[[int], None]:
-        read = tvm.compile(read_kernel(lanes, way), target=target.tvm_target())["read"]
-        sums = read_target(lanes, way)
+    def reader(way: str) -> Callable[[int], None]:
+        read = tvm.compile(reading(lanes, elements, way), target=target.tvm_target())["reading"]
+        sums = torch.zeros(read_tasks(lanes, elements, way), lanes, dtype=torch.int32)
         return lambda call: read(sources[call % len(sources)], sums)
 
-    streams = {f"read {way}": reading(way) for way in READS}
+    streams = {f"read {way}": reader(way) for way in READS}
     decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
     contended = _contended({"ours": our_token, "llama.cpp": their_token})
     theirs.reset()

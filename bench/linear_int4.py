@@ -20,47 +20,6 @@ COLD_BYTES = 96 << 20
 READ_BYTES = 8 << 20
 
 
-READS = {"short": (64, 0), "long": (1024, 0), "ahead": (256, 4096), "far ahead": (1024, 16384)}
-"""Ways to read memory that :func:`read_kernel` knows: vectors in a task, and bytes requested ahead."""
-
-
-def read_kernel(lanes: int, way: str = "short") -> Any:
-    """The PrimFunc that reads READ_BYTES as int32 vectors and keeps one sum per task."""
-    from tvm.tirx.script import builder as T
-
-    from planish.codegen.kernels import emit
-
-    vectors, ahead = READS[way]
-    streams, unrolled, chunk = 4, 16, lanes * vectors
-    chunks = READ_BYTES // 4 // chunk
-
-    def body() -> None:
-        source = emit.argument("source", (READ_BYTES // 4,), "int32")
-        target = emit.argument("target", (chunks, lanes), "int32")
-        with emit.loop("chunk", chunks, parallel=True) as index:
-            sums = emit.scratch("sums", streams * lanes, "int32")
-            for stream in range(streams):
-                emit.store(sums, [stream * lanes], T.broadcast(T.int32(0), lanes), lanes)
-            with emit.loop("block", vectors // unrolled) as block:
-                for step in range(unrolled):
-                    at = index * chunk + (block * unrolled + step) * lanes
-                    if ahead:
-                        emit.prefetch(source, [at + ahead // 4])
-                    kept = step % streams * lanes
-                    emit.store(sums, [kept], emit.load(sums, [kept], lanes) + emit.load(source, [at], lanes), lanes)
-            total = [emit.load(sums, [stream * lanes], lanes) for stream in range(streams)]
-            emit.store(target, [index, T.int64(0)], total[0] + total[1] + total[2] + total[3], lanes)
-
-    return emit.prim_func("read", body)
-
-
-def read_target(lanes: int, way: str = "short") -> Any:
-    """The tensor of sums that the kernel of a way writes."""
-    import torch
-
-    return torch.zeros(READ_BYTES // 4 // READS[way][0] // lanes, lanes, dtype=torch.int32)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group", type=int, default=32)
@@ -99,15 +58,16 @@ def measure(
     from measure import take_turns
 
     from planish.codegen.kernels.linear_int4 import configurations, linear_int4
+    from planish.codegen.kernels.peaks import read_tasks, reading
 
     config = configurations(tile, in_features, out_features, group, "float16", False)[0]
     kernel = tvm.compile(linear_int4(config), target=target)["linear_int4"]
     size = config.packed_shape[0] * config.packed_shape[1]
     # Bytes below 0x3c keep random float16 scales finite and positive.
     weights = [torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)]
-    read = tvm.compile(read_kernel(tile.lanes), target=target)["read"]
+    read = tvm.compile(reading(tile.lanes, READ_BYTES // 4, "short"), target=target)["reading"]
     sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
-    sums = read_target(tile.lanes)
+    sums = torch.zeros(read_tasks(tile.lanes, READ_BYTES // 4, "short"), tile.lanes, dtype=torch.int32)
 
     for count in rows:
         codes = torch.randint(-127, 128, (count, in_features), dtype=torch.int8)

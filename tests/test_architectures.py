@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 import planish
 from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, factory_of, save_random_model
+from planish.testing.splits import assert_split_has_the_bits
 
 pytestmark = pytest.mark.full
 NEW_TOKENS = 64
@@ -125,15 +125,7 @@ def test_any_split_has_the_bits_of_the_whole(subject: Subject, data: st.DataObje
     whole = [subject.compiled.logits(row) for row in rows]
 
     cuts = sorted(data.draw(st.sets(st.integers(1, min(lengths) - 1), min_size=1, max_size=3)))
-    session = subject.compiled.session(len(rows))
-    last = session.read([row[: cuts[0]] for row in rows])
-    for begin, end in zip(cuts, [*cuts[1:], None]):
-        for row, logits in enumerate(whole):
-            assert np.array_equal(last[row], logits[begin - 1])
-        rest = session.read_all([row[begin:end] for row in rows])
-        last = [logits[-1] for logits in rest]
-        for row, logits in enumerate(whole):
-            assert np.array_equal(rest[row], logits[begin:end])
+    assert_split_has_the_bits(subject.compiled.session(len(rows)), rows, cuts, whole)
 
     width = max(lengths) + data.draw(st.integers(0, 5))
     ids, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.bool)

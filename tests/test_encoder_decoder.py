@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +19,7 @@ import planish
 from planish.codegen.runtime.encoder_decoder import EncoderDecoder
 from planish.ir import InputError, UnsupportedError
 from planish.testing.architectures import SEQUENCE_TO_SEQUENCE, VOCABULARY, factory_of, save_random_model
+from planish.testing.splits import assert_split_has_the_bits
 
 pytestmark = pytest.mark.full
 START, NEW_TOKENS = 2, 64
@@ -102,14 +102,7 @@ def test_any_split_has_the_bits_of_the_whole(subject: Subject, data: st.DataObje
     cuts = sorted(data.draw(st.sets(st.integers(1, min(t for _, t in lengths) - 1), min_size=1, max_size=3)))
     session = subject.compiled.session(len(texts))
     session.encode(sources)
-    last = session.read([text[: cuts[0]] for text in texts])
-    for begin, end in zip(cuts, [*cuts[1:], None]):
-        for row, logits in enumerate(whole):
-            assert np.array_equal(last[row], logits[begin - 1])
-        rest = session.read_all([text[begin:end] for text in texts])
-        last = [logits[-1] for logits in rest]
-        for row, logits in enumerate(whole):
-            assert np.array_equal(rest[row], logits[begin:end])
+    assert_split_has_the_bits(session, texts, cuts, whole)
 
 
 def test_the_encoder_is_read_once(subject: Subject) -> None:

@@ -13,8 +13,10 @@ from planish.codegen.kernels import emit
 from planish.codegen.tiles.float import Expr, FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 
-STREAMS, UNROLLED, TASK_VECTORS = 4, 16, 1024
-"""Of the reading loop: sums side by side, loads in a row, vectors in one task."""
+STREAMS, UNROLLED = 4, 16
+"""Of the reading loop: sums side by side, loads in a row."""
+READS = {"short": (64, 0), "long": (1024, 0), "ahead": (256, 4096), "far ahead": (1024, 16384)}
+"""Ways to read memory: vectors in a task, and bytes requested ahead. Which is the fastest differs between machines."""
 
 
 def chains(floats: FloatTile) -> int:
@@ -22,9 +24,12 @@ def chains(floats: FloatTile) -> int:
     return 12 if floats.registers >= 32 else 6
 
 
-def reading(lanes: int, elements: int) -> Any:
-    """The PrimFunc ``(source (elements,) int32, sums (tasks, lanes) int32)``: every element is read once, in order."""
-    tasks = elements // (TASK_VECTORS * lanes)
+def reading(lanes: int, elements: int, way: str) -> Any:
+    """The PrimFunc ``(source (elements,) int32, sums (tasks, lanes) int32)``: every element is read once.
+
+    ``way`` is a key of READS; there are as many tasks as :func:`read_tasks` says.
+    """
+    (vectors, ahead), tasks = READS[way], read_tasks(lanes, elements, way)
 
     def body() -> None:
         source = emit.argument("source", (elements,), "int32")
@@ -34,14 +39,21 @@ def reading(lanes: int, elements: int) -> Any:
             places = [stream * lanes for stream in range(STREAMS)]
             for place in places:
                 emit.store(sums, [place], T.broadcast(T.int32(0), lanes), lanes)
-            with emit.loop("block", TASK_VECTORS // UNROLLED) as block:
+            with emit.loop("block", vectors // UNROLLED) as block:
                 for step in range(UNROLLED):
-                    at, place = (task * TASK_VECTORS + block * UNROLLED + step) * lanes, places[step % STREAMS]
+                    at, place = (task * vectors + block * UNROLLED + step) * lanes, places[step % STREAMS]
+                    if ahead:
+                        emit.prefetch(source, [at + ahead // 4])
                     emit.store(sums, [place], emit.load(sums, [place], lanes) + emit.load(source, [at], lanes), lanes)
             total = [emit.load(sums, [place], lanes) for place in places]
             emit.store(target, [task, T.int64(0)], total[0] + total[1] + total[2] + total[3], lanes)
 
     return emit.prim_func("reading", body)
+
+
+def read_tasks(lanes: int, elements: int, way: str) -> int:
+    """Tasks into which a way cuts so many elements, the last ones left out if they fill none."""
+    return elements // (READS[way][0] * lanes)
 
 
 def multiplying(tile: FloatTile, tasks: int, steps: int) -> Any:

@@ -111,8 +111,13 @@ def measured(cpu: HostCpu) -> Speeds:
         return 1 / min(times)
 
     source = torch.ones(READ_ELEMENTS, dtype=torch.int32)
-    sums = torch.zeros(READ_ELEMENTS // (peaks.TASK_VECTORS * floats.lanes), floats.lanes, dtype=torch.int32)
-    reads = run(peaks.reading(floats.lanes, READ_ELEMENTS), "reading", source, sums)
+
+    def read(way: str) -> float:
+        tasks = peaks.read_tasks(floats.lanes, READ_ELEMENTS, way)
+        sums = torch.zeros(tasks, floats.lanes, dtype=torch.int32)
+        return run(peaks.reading(floats.lanes, READ_ELEMENTS, way), "reading", source, sums)
+
+    reads = max(map(read, peaks.READS))
     count = peaks.chains(floats)
     x, y = torch.full((floats.lanes,), 0.5), torch.ones(tasks, count, floats.lanes)
     products = run(peaks.multiplying(floats, tasks, STEPS), "multiplying", x, y)

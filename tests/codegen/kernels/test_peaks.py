@@ -14,12 +14,14 @@ from planish.targets.host.int8_tiles import INT8_TILES
 from planish.testing.float_kernels import TILES, compile_kernel
 
 
+@pytest.mark.parametrize("way", peaks.READS)
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
-def test_every_element_is_read_once(tile: FloatTile) -> None:
-    elements = 3 * peaks.TASK_VECTORS * tile.lanes
+def test_every_element_is_read_once(tile: FloatTile, way: str) -> None:
+    elements = 3 * peaks.READS[way][0] * tile.lanes
     source = torch.randint(-9, 10, (elements,), generator=torch.Generator().manual_seed(1)).to(torch.int32)
+    assert peaks.read_tasks(tile.lanes, elements, way) == 3
     sums = torch.full((3, tile.lanes), -1, dtype=torch.int32)
-    compile_kernel(peaks.reading(tile.lanes, elements), tile)(source, sums)
+    compile_kernel(peaks.reading(tile.lanes, elements, way), tile)(source, sums)
     assert torch.equal(sums, source.view(3, -1, tile.lanes).sum(1).to(torch.int32))
 
 
