@@ -2,7 +2,7 @@
 
 Compiled code shares each loop evenly among its threads and waits for all of them. On a core that another process keeps
 busy, a thread may wait for its turn longer than the loop takes, and so do all the others, hundreds of times a second: two
-threads on two cores, one of them contended, can be ten times slower than one thread alone. Results have the same bits
+threads on two cores, one of them contended, can be several times slower than one thread alone. Results have the same bits
 with any number of threads, so the number may change from call to call.
 
 For each kind of call (a function and the sizes of its arguments) the governor keeps the recent time at a few numbers of

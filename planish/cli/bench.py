@@ -15,7 +15,7 @@ def bench_artifact(
     prompt: int = typer.Option(512, help="Tokens to read at once."),
     tokens: int = typer.Option(64, help="Tokens to write one by one."),
     repeats: int = typer.Option(5, help="Repeats; medians are shown."),
-    threads: int = typer.Option(None, help="Threads to use; all cores by default."),
+    threads: int = typer.Option(None, help="Threads to use at most; all cores by default."),
     device: str = typer.Option(None, help="Run on another machine: rpc:HOST:PORT of its RPC server."),
     json: bool = JSON,
 ) -> None:

@@ -21,7 +21,7 @@ def run_model(
     seed: int = typer.Option(0, help="The seed of sampling."),
     stop: list[str] = typer.Option([], help="Stop before this text; may be given several times."),
     chat: bool = typer.Option(False, help="Wrap the prompt in the tokenizer's chat template."),
-    threads: int = typer.Option(None, help="Threads to use; all cores by default."),
+    threads: int = typer.Option(None, help="Threads to use at most; all cores by default."),
     device: str = typer.Option(None, help="Run on another machine: rpc:HOST:PORT of its RPC server."),
     json: bool = JSON,
 ) -> None:
