@@ -31,6 +31,7 @@ from planish.ir.types import Dim, TensorType, symbol
 from planish.passes.graph import Graph
 from planish.passes.narrowing.elements import Columns, columns, origin, row_length
 from planish.passes.raising.draws import F32, small_integers
+from planish.passes.raising.rope import Reader
 from planish.passes.rewrite import Match, Replacement, Rule
 
 Q, K, V = 0, 1, 2
@@ -115,11 +116,8 @@ def _shared_by_heads(keys: Columns) -> list[int]:
 
 def _latent(operand: Operand | None, graph: Graph) -> Value | None:
     """What a linear map reads, before reshapes."""
-    while graph.is_call(operand, *RESHAPES):
-        node = graph.producer(operand)
-        assert node is not None
-        operand = node.inputs[0]
-    return operand if isinstance(operand, Value) else None
+    found = Reader(graph).strip(operand, *RESHAPES)
+    return found if isinstance(found, Value) else None
 
 
 def _build(to: Replacement, match: Match) -> Operand:
