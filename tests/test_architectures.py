@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planish
-from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, factory_of, save_random_model
+from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, in_both_precisions, save_random_model
 from planish.testing.splits import assert_split_has_the_bits
 
 pytestmark = pytest.mark.full
@@ -37,10 +37,7 @@ class Subject:
 @pytest.fixture(scope="module", params=[*CAUSAL, *ENCODERS])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = save_random_model(request.param, tmp_path_factory.mktemp(request.param))
-    single, double = (
-        factory_of(request.param).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-        for dtype in (torch.float32, torch.float64)
-    )
+    single, double = in_both_precisions(request.param, folder)
     compiled = planish.build(planish.trace(folder), "host").load()
     return Subject(request.param, single, double, compiled)
 

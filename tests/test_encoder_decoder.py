@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import planish
 from planish.codegen.runtime.encoder_decoder import EncoderDecoder
 from planish.ir import InputError, UnsupportedError
-from planish.testing.architectures import SEQUENCE_TO_SEQUENCE, VOCABULARY, factory_of, save_random_model
+from planish.testing.architectures import SEQUENCE_TO_SEQUENCE, VOCABULARY, in_both_precisions, save_random_model
 from planish.testing.splits import assert_split_has_the_bits
 
 pytestmark = pytest.mark.full
@@ -30,7 +30,6 @@ class Subject:
     """An architecture: transformers' model in both precisions, and the compiled artifact."""
 
     name: str
-    folder: Path
     single: Any
     double: Any
     compiled: EncoderDecoder
@@ -39,13 +38,10 @@ class Subject:
 @pytest.fixture(scope="module", params=list(SEQUENCE_TO_SEQUENCE))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = save_random_model(request.param, tmp_path_factory.mktemp(request.param))
-    single, double = (
-        factory_of(request.param).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-        for dtype in (torch.float32, torch.float64)
-    )
+    single, double = in_both_precisions(request.param, folder)
     compiled = planish.build(planish.trace(folder), "host").load()
     assert isinstance(compiled, EncoderDecoder)
-    return Subject(request.param, folder, single, double, compiled)
+    return Subject(request.param, single, double, compiled)
 
 
 def _ids(seed: int, *lengths: int) -> list[list[int]]:

@@ -63,6 +63,15 @@ def factory_of(name: str) -> Any:
     return transformers.AutoModelForSeq2SeqLM if name in SEQUENCE_TO_SEQUENCE else transformers.AutoModelForCausalLM
 
 
+def in_both_precisions(name: str, folder: Path) -> tuple[Any, Any]:
+    """Transformers' model from a saved folder, in float32 and in float64, with its own plain attention."""
+    single, double = (
+        factory_of(name).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+        for dtype in (torch.float32, torch.float64)
+    )
+    return single, double
+
+
 def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """The architecture with weights wide enough that its logits differ clearly between tokens."""
     kind, options = {**CAUSAL, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planish.codegen.runtime.governor import KINDS, Governor
+from planish.codegen.runtime.governor import BETTER, KINDS, PART, Governor
 
 QUIET = {1: 0.016, 2: 0.012}
 CONTENDED = {1: 0.016, 2: 0.1}
@@ -101,8 +101,8 @@ def test_what_one_kind_found_out_is_where_others_start() -> None:
     ),
 )
 def test_trials_cost_little_whatever_happens(most: int, phases: list[tuple[float, float, float, float]]) -> None:
-    """Whatever the conditions and however they change, the number is a legal one, and once conditions last, time is at
-    most 15 % above that of the best number of threads that is tried, but for what finding it out takes."""
+    """Whatever the conditions and however they change, the number is a legal one, and once conditions last, calls take
+    hardly longer than with the best number of threads that is tried."""
     machine, governor = governed(most)
     tried = {n for n in (most, most - 1, most // 2, 1) if n >= 1}
     worst = 0.0
@@ -119,7 +119,9 @@ def test_trials_cost_little_whatever_happens(most: int, phases: list[tuple[float
         used = machine.run(governor, costs, 10 + 80 * max(costs.values()))
         assert set(used) <= tried
         best = min(costs.values())
-        assert sum(costs[n] for n in used) <= 1.15 * len(used) * best / 0.9 + max(costs.values())
+        # Each of up to three others takes its part, and what is used may be short of being beaten.
+        allowed = (1 + 3 * PART) * len(used) * best / BETTER
+        assert sum(costs[n] for n in used) <= allowed + max(costs.values())
 
 
 @pytest.mark.parametrize("most", [2, 3, 8])
