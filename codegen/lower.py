@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tvm import relax
 
+from planish.codegen.dialect import speaking
 from planish.codegen.dims import Symbols
 from planish.codegen.emitter import Emitter, tensor_type
 from planish.codegen.family import Expr, Kernel, Packed, Site
@@ -49,6 +50,11 @@ def lower(module: Module, target: Target, select: Select) -> Lowered:
     Raises:
         UnsupportedError: listing the operations of one function that nothing serves.
     """
+    with speaking(target.dialect):
+        return _lower(module, target, select)
+
+
+def _lower(module: Module, target: Target, select: Select) -> Lowered:
     layouts = choose_layouts(module, target.float_tile.lanes)
     builder = relax.BlockBuilder()
     kernels: dict[Any, Any] = {}

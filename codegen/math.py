@@ -23,6 +23,8 @@ from typing import Any, TypeAlias
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
+
 Expr: TypeAlias = Any
 """A TIR expression; TVM publishes no types."""
 
@@ -83,17 +85,17 @@ def constant(number: float, like: Expr) -> Expr:
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     """``a * b + c``, rounded once."""
-    return tirx.call_llvm_pure_intrin(a.ty.dtype, "llvm.fma", a, b, c)
+    return current().fma(a, b, c)
 
 
 def sqrt(x: Expr) -> Expr:
     """The square root, correctly rounded."""
-    return tirx.call_llvm_pure_intrin(x.ty.dtype, "llvm.sqrt", x)
+    return current().sqrt(x)
 
 
 def absolute(x: Expr) -> Expr:
     """|x|."""
-    return tirx.call_llvm_pure_intrin(x.ty.dtype, "llvm.fabs", x)
+    return current().absolute(x)
 
 
 def maximum(x: Expr, low: Expr) -> Expr:
@@ -114,7 +116,7 @@ def hold(value: Expr) -> Expr:
     has the default scope: one of scope "local" would be allocated by a call of the runtime.
     """
     dtype, lanes = value.ty.dtype, lanes_of(value)
-    register = T.alloc_buffer((lanes,), str(dtype.with_lanes(1)))
+    register = current().buffer((lanes,), str(dtype.with_lanes(1)))
     at = 0 if lanes == 1 else T.ramp(0, 1, lanes)
     T.buffer_store(register, value, [at])
     return register[at]
@@ -273,4 +275,4 @@ def _trigonometric(x: Expr, quarter_turns: int) -> Expr:
 
 
 def _with_sign_of(x: Expr, magnitude: Expr) -> Expr:
-    return tirx.call_llvm_pure_intrin(x.ty.dtype, "llvm.copysign", magnitude, x)
+    return current().copysign(magnitude, x)

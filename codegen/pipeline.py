@@ -32,4 +32,6 @@ def _passes() -> list[Any]:
 
 def compile_module(lowered: Any, target: Target) -> Any:
     """Compile a lowered module; the result can be exported as a shared library."""
-    return relax.build(lowered, target.tvm_target(), relax_pipeline=tvm.transform.Sequential(_passes()))
+    passes = tvm.transform.Sequential(_passes())
+    with target.compiling():
+        return relax.build(lowered, target.tvm_target(), relax_pipeline=passes, tir_pipeline=target.kernel_passes)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from planish.codegen.dialect import Dialect, LlvmDialect
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
-from planish.ir import Capabilities, InputError
+from planish.ir import Capabilities, InputError, PlanishError
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """Facts of a machine that runs blocks of threads.
+
+    Attributes:
+        shared_bytes: shared memory of one block.
+        multiprocessors: how many run blocks side by side.
+    """
+
+    shared_bytes: int
+    multiprocessors: int
 
 
 class Target(ABC):
@@ -17,7 +33,7 @@ class Target(ABC):
 
     Attributes:
         name: as the user writes it.
-        device: the kind of device kernels run on, in the runtime's words ("cpu").
+        device: the kind of device kernels run on, in the runtime's words ("cpu", "cuda").
     """
 
     name: str
@@ -52,9 +68,28 @@ class Target(ABC):
         """The vectors of float32 kernels."""
 
     @property
-    @abstractmethod
     def int8_tile(self) -> Int8Tile:
-        """The dot products of integer kernels."""
+        """The dot products of integer kernels; a target with `blocks` has none."""
+        raise PlanishError(f"{self.name} has no vectors of bytes")
+
+    @property
+    def dialect(self) -> Dialect:
+        """How kernels are spelt for its compiler."""
+        return LlvmDialect()
+
+    @property
+    def blocks(self) -> BlockLimits | None:
+        """What a block of threads may have; None where kernels are loops of a processor."""
+        return None
+
+    @property
+    def kernel_passes(self) -> str:
+        """The name of TVM's list of passes for kernels."""
+        return "default"
+
+    def compiling(self) -> AbstractContextManager[Any]:
+        """What must be in place while TVM compiles for this target."""
+        return nullcontext()
 
     @abstractmethod
     def operations_per_second(self) -> dict[str, float]:

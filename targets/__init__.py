@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Modules are named and not imported: a list of targets must not load a compiler.
 TARGETS: dict[str, str] = {
     "arm": "planish.targets.arm.target:ArmTarget",
+    "cuda": "planish.targets.cuda.target:CudaTarget",
     "host": "planish.targets.host.target:HostTarget",
 }
 

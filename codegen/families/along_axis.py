@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels import along_axis as kernels
@@ -17,12 +17,12 @@ from planish.ir import Dim, Node, TensorType
 from planish.ir.ops import Aten
 
 
-@lru_cache(maxsize=64)
+@emitted_once
 def _scan(config: kernels.Scan) -> Any:
     return kernels.scan(config)
 
 
-@lru_cache(maxsize=64)
+@emitted_once
 def _pick(config: kernels.Pick) -> Any:
     return kernels.pick(config)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels import attention as kernels
@@ -21,17 +21,17 @@ from planish.ir.ops import Attention
 PADDING, START, KV_LENGTH, SLOPES, SINKS, BIAS = 3, 4, 5, 6, 7, 8
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _attention(config: kernels.Attention) -> Any:
     return kernels.attention(config)
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _append(layout: CacheLayout) -> Any:
     return cache_append(layout)
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _pack(layout: CacheLayout) -> Any:
     return cache_pack(layout)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels import conv2d as kernels
 from planish.codegen.kernels.conv2d_geometry import ConvGeometry
@@ -17,7 +17,7 @@ from planish.ir import Node, Param
 from planish.ir.ops import Conv2d
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _prim_func(config: kernels.Conv2d) -> Any:
     return kernels.conv2d(config)
 

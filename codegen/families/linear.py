@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels.linear_dense import LinearDense, configurations, linear_dense, pack_weight
@@ -16,7 +16,7 @@ from planish.codegen.tiles.float import STORAGE_DTYPES
 from planish.ir import Dense, Node, Param
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _prim_func(config: LinearDense) -> Any:
     return linear_dense(config)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels.matmul import Matmul, configurations, matmul
 from planish.ir import Dim, Node
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _prim_func(config: Matmul) -> Any:
     return matmul(config)
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
+from planish.codegen.kernels.blocks import norms as blocks
 from planish.codegen.kernels.norms import Norm, layer_norm, rms_norm
 from planish.codegen.stored import as_float32
 from planish.ir import Node
 from planish.ir.ops import LayerNorm, RmsNorm
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _prim_func(centred: bool, config: Norm) -> Any:
     return layer_norm(config) if centred else rms_norm(config)
+
+
+@emitted_once
+def _in_blocks(centred: bool, config: Norm) -> Any:
+    return blocks.norm(config, centred)
 
 
 class NormFamily(Family):
@@ -43,15 +49,16 @@ class NormFamily(Family):
         gain, bias = rest[0] is not None, len(rest) > 1 and rest[1] is not None
         config = Norm(width, op.eps, site.target.float_tile, weight=gain, bias=bias)
         centred, rows = isinstance(op, LayerNorm), product(x.type.shape[:-1])
+        make = _prim_func if site.target.blocks is None else _in_blocks
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             inputs = [to.view(operands[0], [rows, width]), *(to.weight(w) for w in weights)]
-            (y,) = to.call(_prim_func(centred, config), inputs, [([rows, width], "float32")])
+            (y,) = to.call(make(centred, config), inputs, [([rows, width], "float32")])
             return [to.view(y, node.output.type.shape)]
 
         return Kernel(
             name=f"{op.name}[{config.tile.name}]",
-            schedule="a row at a time, vectors along it",
+            schedule="a row at a time, vectors along it" if site.target.blocks is None else "a row to a block",
             reads=(0,),
             emit=emit,
             weights=weights,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels import positions as kernels
@@ -13,7 +13,7 @@ from planish.ir import Node
 from planish.ir.ops import Positions
 
 
-@lru_cache(maxsize=32)
+@emitted_once
 def _prim_func(config: kernels.Positions) -> Any:
     return kernels.positions(config)
 

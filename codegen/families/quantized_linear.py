@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels.linear_int4 import LinearInt4, configurations, linear_int4, pack_weight
@@ -16,12 +16,12 @@ from planish.codegen.stored import as_float32
 from planish.ir import GroupedInt, Node, Param
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _linear(config: LinearInt4) -> Any:
     return linear_int4(config)
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _quantize(config: QuantizeActivation) -> Any:
     return quantize_activation(config)
 
@@ -44,6 +44,8 @@ class QuantizedLinearFamily(Family):
         if not isinstance(encoding, GroupedInt) or encoding.bits != 4:
             return f"the weight is encoded as {encoding}, not as grouped 4-bit integers"
         outs, ins = param.type.concrete({})
+        if site.target.blocks is not None:
+            return "no blocks yet"
         try:
             config = configurations(
                 site.target.int8_tile, ins, outs, encoding.group, _name(encoding.scale_dtype), bias is not None

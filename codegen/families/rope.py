@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels import rope as kernels
@@ -16,7 +16,7 @@ from planish.ir import Node
 from planish.ir.ops import Rope
 
 
-@lru_cache(maxsize=256)
+@emitted_once
 def _prim_func(config: kernels.Rope) -> Any:
     return kernels.rope(config)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 
+from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels import softmax as kernels
@@ -15,7 +15,7 @@ from planish.codegen.legalise import bound_arguments
 from planish.ir import Node
 
 
-@lru_cache(maxsize=64)
+@emitted_once
 def _prim_func(config: kernels.Softmax) -> Any:
     return kernels.softmax(config)
 

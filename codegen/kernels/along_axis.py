@@ -56,12 +56,11 @@ class _Axes:
         return emit.argument(name, (self.outer, extent, self.inner), STORAGE[dtype])
 
     def each(self, body: Callable[[Expr, Expr], None]) -> None:
-        def tasks(parallel: bool) -> None:
-            with emit.loop("task", self.outer * self.inner, parallel=parallel) as task:
-                body(emit.bind("o", task // self.inner), emit.bind("i", task % self.inner))
+        def walk(task: Expr) -> None:
+            body(emit.bind("o", task // self.inner), emit.bind("i", task % self.inner))
 
-        few = self.outer * self.inner * self.axis < PARALLEL_ELEMENTS
-        emit.branch(few, lambda: tasks(False), lambda: tasks(True))
+        tasks = self.outer * self.inner
+        emit.some_tasks("task", tasks, tasks * self.axis < PARALLEL_ELEMENTS, walk)
 
 
 def scan(config: Scan) -> Any:
@@ -96,11 +95,10 @@ def pick(config: Pick) -> Any:
         indices = axes.argument("indices", torch.int64, config.count) if config.indices else None
 
         def walk(o: Expr, i: Expr) -> None:
-            several = config.count > 1
-            taken = emit.scratch("taken", axes.axis, "int8") if several else None
-            if taken is not None:
-                with emit.loop("n", axes.axis) as n:
-                    T.buffer_store(taken, T.int8(0), [n])
+            # What was picked last: whatever is left comes behind it.
+            last = emit.scratch("last", 1, "int64") if config.count > 1 else None
+            if last is not None:
+                T.buffer_store(last, T.int64(-1), [0])
             with emit.loop("k", config.count) as k:
                 best = emit.scratch("best", 1, "int64")
                 T.buffer_store(best, T.int64(-1), [0])
@@ -112,21 +110,30 @@ def pick(config: Pick) -> Any:
                         better = T.Or(best[0] < 0, _beats(candidate, leader, config))
                         emit.branch(better, lambda: T.buffer_store(best, n, [0]))
 
-                    if taken is None:
+                    if last is None:
                         compare()
                     else:
-                        emit.branch(T.EQ(taken[n], T.int8(0)), compare)
+                        emit.branch(_left(x, (o, i), n, last[0], config), compare)
                 place = T.max(best[0], emit.index(0))
                 if values is not None:
                     T.buffer_store(values, x[o, place, i], [o, k, i])
                 if indices is not None:
                     T.buffer_store(indices, place, [o, k, i])
-                if taken is not None:
-                    T.buffer_store(taken, T.int8(1), [place])
+                if last is not None:
+                    T.buffer_store(last, place, [0])
 
         axes.each(walk)
 
     return emit.prim_func(f"{config.order}", body)
+
+
+def _left(x: Expr, line: tuple[Expr, Expr], n: Expr, last: Expr, config: Pick) -> Expr:
+    """Whether element n has not been picked when element `last` (none where negative) was picked last."""
+    o, i = line
+    value = _value(x[o, n, i], config.dtype)
+    picked = _value(x[o, T.max(last, emit.index(0)), i], config.dtype)
+    equal = T.And(tirx.Not(_beats(value, picked, config)), tirx.Not(_beats(picked, value, config)))
+    return T.Or(last < 0, T.Or(_beats(picked, value, config), T.And(equal, n > last)))
 
 
 def _value(element: Expr, dtype: torch.dtype) -> Expr:

@@ -194,7 +194,7 @@ def attention(config: Attention) -> Any:
             with T.Assert(fits, "attention: fewer keys than values in the cache"):
                 pass
         tiles = emit.ceil_div(operands.length * config.group, config.task_rows)
-        with emit.loop("task", operands.batch * config.kv_heads * tiles, parallel=True) as task:
+        with emit.tasks("task", operands.batch * config.kv_heads * tiles) as task:
             number = emit.bind("number", task % tiles)
             # Late rows see more keys: from both ends inwards, any stretch of tasks costs about the same.
             tile = emit.bind("tile", T.Select(number % 2 == 0, number // 2, tiles - 1 - number // 2))

@@ -52,7 +52,7 @@ class _Convolution:
             return
         # The last panel of a plane reads on into the next one; the last plane has something behind it to read.
         self.planes = emit.scratch("planes", inputs * geometry.plane + config.panels * config.panel_width)
-        with emit.loop("plane", inputs, parallel=True) as plane:
+        with emit.tasks("plane", inputs) as plane:
 
             def pixel(row: Expr, column: Expr) -> Expr:
                 return x[plane // config.in_channels, plane % config.in_channels, row, column]
@@ -194,7 +194,7 @@ def conv2d(config: Conv2d) -> Any:
         pixel_tasks = int(emit.ceil_div(config.panels, config.task_panels))
         channel_tasks = int(RowTiles(config.group_outputs, config.rows).tasks(config.task_tiles))
         of_image = config.groups * pixel_tasks * channel_tasks
-        with emit.loop("task", convolution.batch * of_image, parallel=True) as task:
+        with emit.tasks("task", convolution.batch * of_image) as task:
             _Task(
                 convolution,
                 image=emit.bind("image", task // of_image),

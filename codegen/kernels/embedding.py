@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.vectors import for_rows, storage
 from planish.codegen.pointwise.dtypes import loaded
@@ -71,12 +72,8 @@ def embedding(config: Embedding) -> Any:
             scales = emit.argument("scales", (config.entries, config.width // config.group), kept)
         y = emit.argument("y", (rows, config.width), "float32")
 
-        # Checked before anything is read; inside the threads a failure could not be reported.
-        with emit.loop("row", rows) as row:
-            entry = ids[row]
-            message = f"embedding: an index is outside the table of {config.entries} entries"
-            with T.Assert(T.And(entry >= 0, entry < config.entries), message):
-                pass
+        message = f"embedding: an index is outside the table of {config.entries} entries"
+        current().check(rows, lambda row: T.And(ids[row] >= 0, ids[row] < config.entries), message)
 
         def dense(row: Expr) -> None:
             entry = emit.bind("entry", T.cast(ids[row], "int64"))

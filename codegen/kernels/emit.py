@@ -14,6 +14,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
+from planish.codegen.simt.block import Block
 from planish.codegen.tiles.float import Expr
 
 
@@ -52,7 +54,7 @@ def bind(name: str, value: Expr) -> Expr:
     It goes through a one-element buffer, which LLVM makes a register again. Left as an expression, or bound to a
     variable, it is simplified anew under every condition and in every index made from it: seconds for one kernel.
     """
-    cell = IRBuilder.name(name, T.alloc_buffer((1,), "int64"))
+    cell = IRBuilder.name(name, current().buffer((1,), "int64"))
     T.buffer_store(cell, value, [0])
     return cell[0]
 
@@ -62,9 +64,29 @@ def ceil_div(value: Expr | int, divisor: Expr | int) -> Any:
     return (value + (divisor - 1)) // divisor
 
 
-def loop(name: str, extent: Expr | int, *, parallel: bool = False) -> _Loop:
-    """``with loop("k", extent) as k``: a serial loop from 0, or one whose iterations may run on several threads."""
-    return _Loop(name, (T.parallel if parallel else T.serial)(index(extent)))
+def loop(name: str, extent: Expr | int) -> _Loop:
+    """``with loop("k", extent) as k``: a serial loop from 0."""
+    return _Loop(name, T.serial(index(extent)))
+
+
+def tasks(name: str, extent: Expr | int) -> _Loop:
+    """``with tasks("task", extent) as task``: the loop whose iterations may run on several threads, in any order."""
+    if isinstance(extent, int) and extent == 1 and not current().fine_grained:
+        return loop(name, 1)
+    return _Loop(name, current().parallel(index(extent)))
+
+
+def some_tasks(name: str, extent: Expr | int, few: Expr | bool, body: Callable[[Expr], None]) -> None:
+    """``body(task)`` for every task; where ``few`` is true, waking other threads costs more than they save."""
+
+    def visit(frame: _Loop) -> None:
+        with frame as task:
+            body(task)
+
+    if current().fine_grained:
+        visit(tasks(name, extent))
+    else:
+        branch(few, lambda: visit(loop(name, extent)), lambda: visit(tasks(name, extent)))
 
 
 def unrolled(name: str, extent: int) -> _Loop:
@@ -77,7 +99,8 @@ class _Loop:
         self._name, self._frame = name, frame
 
     def __enter__(self) -> Expr:
-        return IRBuilder.name(self._name, self._frame.__enter__())
+        variable = self._frame.__enter__()
+        return IRBuilder.name(self._name, variable) if isinstance(variable, tirx.Var) else variable
 
     def __exit__(self, *error: object) -> None:
         self._frame.__exit__(*error)
@@ -85,7 +108,7 @@ class _Loop:
 
 def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
     """A one-dimensional buffer in memory that lives until the end of the enclosing block."""
-    return IRBuilder.name(name, T.alloc_buffer([index(size)], dtype))
+    return IRBuilder.name(name, current().buffer([index(size)], dtype))
 
 
 def view(name: str, buffer: Expr, size: Expr | int) -> Expr:
@@ -103,23 +126,27 @@ with every buffer of scope "local"; only what is on the stack becomes registers.
 def registers(name: str, size: int) -> Expr:
     """A float32 buffer accessed only at constant positions, which LLVM therefore keeps in registers."""
     assert size <= LARGEST_REGISTERS, size
-    return IRBuilder.name(name, T.alloc_buffer((size,), "float32"))
+    return IRBuilder.name(name, current().buffer((size,), "float32"))
 
 
 def load(buffer: Expr, indices: Sequence[Expr | int], lanes: int) -> Expr:
     """``lanes`` consecutive elements of the last dimension, from ``indices`` on."""
-    return buffer[(*indices[:-1], T.ramp(indices[-1], 1, lanes))]
+    return buffer[(*indices[:-1], indices[-1] if lanes == 1 else T.ramp(indices[-1], 1, lanes))]
 
 
 def store(buffer: Expr, indices: Sequence[Expr | int], vector: Expr, lanes: int) -> None:
     """Emit the store of ``vector`` to ``lanes`` consecutive elements of the last dimension."""
-    T.buffer_store(buffer, vector, [*indices[:-1], T.ramp(indices[-1], 1, lanes)])
+    T.buffer_store(buffer, vector, [*indices[:-1], indices[-1] if lanes == 1 else T.ramp(indices[-1], 1, lanes)])
 
 
 def prefetch(buffer: Expr, indices: Sequence[Expr | int]) -> None:
     """Ask for the cache line of one element ahead of its use; a place outside the buffer does no harm."""
-    line = T.address_of(buffer[tuple(indices)])
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(0), T.int32(3), T.int32(1)))
+    current().prefetch(T.address_of(buffer[tuple(indices)]))
+
+
+def launch(blocks: Sequence[Expr | int], threads: int, body: Callable[[Block], None], shared_bytes: int = 0) -> None:
+    """Emit a grid of blocks of threads; see `Dialect.launch`."""
+    current().launch(tuple(index(extent) for extent in blocks), threads, body, shared_bytes)
 
 
 def branch(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:

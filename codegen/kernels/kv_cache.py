@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.vectors import for_rows, padded, storage
 from planish.codegen.pointwise.dtypes import stored
+from planish.codegen.pointwise.loops import unravel
 from planish.codegen.tiles.float import Expr
 
 KINDS = ("keys", "values")
@@ -104,10 +106,11 @@ def cache_append(layout: CacheLayout) -> Any:
         new = emit.argument("new", (batch, tokens, layout.heads, layout.size), "float32")
         start = emit.argument("start", (batch,), "int64")
         length = emit.argument("length", (batch,), "int64")
-        with emit.loop("b", batch) as b:
-            end = start[b] + T.min(length[b], tokens)
-            with T.Assert(T.And(start[b] >= 0, end <= layout.places(extent)), "cache_append: tokens outside the cache"):
-                pass
+
+        def inside(b: Expr) -> Expr:
+            return T.And(start[b] >= 0, start[b] + T.min(length[b], tokens) <= layout.places(extent))
+
+        current().check(batch, inside, "cache_append: tokens outside the cache")
         _write(layout, cache, new, batch, tokens, lambda b: start[b], lambda b: length[b])
 
     return emit.prim_func("cache_append", body)
@@ -131,6 +134,17 @@ def cache_pack(layout: CacheLayout) -> Any:
 
 def _write(layout: CacheLayout, cache: Expr, new: Expr, batch: Expr, tokens: Expr, start: Any, length: Any) -> None:
     dtype = getattr(torch, layout.dtype)
+    if current().fine_grained:
+        elements = batch * tokens * layout.heads * layout.size
+        with emit.tasks("element", elements) as number:
+            b, token, head, element = unravel(number, [batch, tokens, layout.heads, layout.size])
+
+            def write() -> None:
+                value = stored(new[b, token, head, element], dtype)
+                T.buffer_store(cache, value, layout.at(b, head, start(b) + token, element))
+
+            emit.branch(token < length(b), write)
+        return
 
     def at_head(row: Expr) -> None:
         b, head = row // layout.heads, row % layout.heads

@@ -159,7 +159,7 @@ def _one_row(buffers: _Buffers) -> None:
     vectors = config.one_row_panels * config.vectors
     whole = config.out_features % (config.one_row_panels * config.panel_width) == 0
     groups = emit.ceil_div(config.panels, config.one_row_panels)
-    with emit.loop("group", groups, parallel=groups > 1) as group:
+    with emit.tasks("group", groups) as group:
 
         def vector(k: Expr, v: Expr) -> Expr:
             panel = group * config.one_row_panels + v // config.vectors
@@ -185,7 +185,7 @@ def _several_rows(buffers: _Buffers) -> None:
     tiles = RowTiles(buffers.rows, config.rows)
     row_tasks = emit.bind("row_tasks", tiles.tasks(config.task_tiles))
     with (
-        emit.loop("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks, parallel=True) as task,
+        emit.tasks("task", emit.ceil_div(config.panels, config.task_panels) * row_tasks) as task,
         emit.loop("block", DepthBlock.count(config.in_features, config.depth_block)) as block_index,
     ):
         first_panel = emit.bind("first_panel", task // row_tasks * config.task_panels)

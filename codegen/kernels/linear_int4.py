@@ -154,7 +154,7 @@ class _Kernel:
         tiles = emit.bind("tiles", emit.ceil_div(self.rows, config.rows))
         # One row tile reads every panel once, so tasks may be as fine as panels; with more, panels wait in cache.
         together = emit.bind("together", T.Select(tiles <= 1, emit.index(1), emit.index(config.task_panels)))
-        with emit.loop("task", emit.ceil_div(self.panels, together), parallel=self.panels > 1) as task:
+        with emit.tasks("task", emit.ceil_div(self.panels, together)) as task:
             first = emit.bind("first", task * together)
             panels = emit.bind("panels", T.min(self.panels - first, together))
             with emit.loop("tile", tiles) as tile:
@@ -268,9 +268,7 @@ class _Kernel:
     def _packed(self, block: _Block, byte: Expr | int, size: int) -> Expr:
         """``size`` bytes of a block, after a request for those in the same place of the later one."""
         if block.later is not None:
-            line = T.address_of(self.weight[block.later, byte])
-            # To be read (0), kept in every cache (3), as data (1).
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", line, T.int32(0), T.int32(3), T.int32(1)))
+            emit.prefetch(self.weight, [block.later, byte])
         return emit.load(self.weight, [block.this, byte], size)
 
     def _scales(self, block: _Block, v: int) -> Expr:

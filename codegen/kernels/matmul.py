@@ -192,7 +192,7 @@ def _in_place(product: _Product) -> None:
     """Few rows, one tile of them: every element of b is used once, where it lies."""
     config, lanes, size = product.config, product.tile.lanes, product.config.in_place_block
     column_tasks = emit.bind("column_tasks", emit.ceil_div(product.panels, config.in_place_panels))
-    with emit.loop("task", product.batch * column_tasks, parallel=True) as task:
+    with emit.tasks("task", product.batch * column_tasks) as task:
         batch = emit.bind("batch", task // column_tasks)
         first_panel = emit.bind("first_panel", task % column_tasks * config.in_place_panels)
         panels = T.min(product.panels - first_panel, emit.index(config.in_place_panels))
@@ -214,7 +214,7 @@ def _packed(product: _Product) -> None:
     tiles = RowTiles(config.rows or product.rows, config.tile_rows)
     row_tasks = emit.bind("row_tasks", tiles.tasks(config.task_tiles))
     column_tasks = emit.bind("column_tasks", emit.ceil_div(product.panels, config.task_panels))
-    with emit.loop("task", product.batch * column_tasks * row_tasks, parallel=True) as task:
+    with emit.tasks("task", product.batch * column_tasks * row_tasks) as task:
         batch = emit.bind("batch", task // (column_tasks * row_tasks))
         first_panel = emit.bind("first_panel", task // row_tasks % column_tasks * config.task_panels)
         panels = emit.bind("panels", T.min(product.panels - first_panel, emit.index(config.task_panels)))

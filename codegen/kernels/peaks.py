@@ -34,7 +34,7 @@ def reading(lanes: int, elements: int, way: str) -> Any:
     def body() -> None:
         source = emit.argument("source", (elements,), "int32")
         target = emit.argument("sums", (tasks, lanes), "int32")
-        with emit.loop("task", tasks, parallel=True) as task:
+        with emit.tasks("task", tasks) as task:
             sums = emit.scratch("partial", STREAMS * lanes, "int32")
             places = [stream * lanes for stream in range(STREAMS)]
             for place in places:
@@ -63,7 +63,7 @@ def multiplying(tile: FloatTile, tasks: int, steps: int) -> Any:
     def body() -> None:
         x = emit.argument("x", (lanes,), "float32")
         y = emit.argument("y", (tasks, count, lanes), "float32")
-        with emit.loop("task", tasks, parallel=True) as task:
+        with emit.tasks("task", tasks) as task:
             sums = emit.registers("sums", count * lanes)
             factor = T.bind(emit.load(x, [T.int64(0)], lanes))
             for chain in range(count):
@@ -91,7 +91,7 @@ def summing_products(tile: Int8Tile, tasks: int, steps: int, rounds: int) -> Any
         weights = emit.argument("weights", (steps, width), dtype)
         activations = emit.argument("activations", (count, width), "int8")
         y = emit.argument("y", (tasks, count, lanes), "int32")
-        with emit.loop("task", tasks, parallel=True) as task:
+        with emit.tasks("task", tasks) as task:
             sums = emit.scratch("sums", count * lanes, "int32")
             operands: list[Expr] = [T.bind(emit.load(activations, [chain, 0], width)) for chain in range(count)]
             for chain in range(count):

@@ -44,7 +44,7 @@ def positions(config: Positions) -> Any:
         padding = emit.argument("padding", (batch, length), config.mask)
         y = emit.argument("y", (batch, length), "int64")
 
-        with emit.loop("b", batch) as b:
+        def row(b: Expr) -> None:
             following = emit.scratch("following", 1, "int64")
             T.buffer_store(following, emit.index(0) if start is None else start[b], [0])
 
@@ -55,5 +55,7 @@ def positions(config: Positions) -> Any:
             with emit.loop("s", length) as s:
                 real = padding[b, s] if config.mask == "bool" else padding[b, s] != emit.index(0)
                 emit.branch(real, lambda: place(s), lambda: T.buffer_store(y, emit.index(config.padding_value), [b, s]))
+
+        emit.some_tasks("b", batch, True, row)
 
     return emit.prim_func("positions", body)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.tiles.float import Expr, FloatTile
 
@@ -46,12 +47,8 @@ class _Kernel:
         self.scale = emit.argument("scale", (self.rows, 1), "float32")
 
     def body(self) -> None:
-        def rows(parallel: bool) -> None:
-            with emit.loop("row", self.rows, parallel=parallel) as row:
-                self._row(row)
-
         worth_waking = emit.ceil_div(PARALLEL_ELEMENTS, self.features)
-        emit.branch(self.rows < worth_waking, lambda: rows(False), lambda: rows(True))
+        emit.some_tasks("row", self.rows, self.rows < worth_waking, self._row)
 
     def _row(self, row: Expr) -> None:
         scale = T.bind(self._largest(row) / T.float32(LARGEST_CODE))
@@ -91,7 +88,7 @@ class _Kernel:
     def _code(self, quotient: Expr, lanes: int) -> Expr:
         """A finite quotient, rounded and clamped, as int8."""
         vector = f"x{lanes}" if lanes > 1 else ""
-        rounded = T.call_llvm_pure_intrin(f"float32{vector}", "llvm.roundeven", quotient)
+        rounded = current().round_even(quotient)
         low, high = (T.float32(sign * LARGEST_CODE) for sign in (-1, 1))
         if lanes > 1:
             low, high = T.broadcast(low, lanes), T.broadcast(high, lanes)

@@ -14,8 +14,10 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen import math
+from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.vectors import Row, Vector, for_rows, padded
+from planish.codegen.pointwise.loops import unravel
 from planish.codegen.tiles.float import Expr, FloatTile
 
 STYLES = ("half", "interleaved")
@@ -61,6 +63,9 @@ def rope(config: Rope) -> Any:
         positions = emit.argument("positions", (batch, length), "int64")
         inv_freq = emit.argument("inv_freq", (config.pairs,), "float32")
         y = emit.argument("y", shape, "float32")
+        if current().fine_grained:
+            _by_pair(config, x, positions, inv_freq, y, batch, length)
+            return
 
         def at_token(token: Expr) -> None:
             b, s = token // length, token % length
@@ -87,6 +92,26 @@ def rope(config: Rope) -> Any:
         for_rows(batch * length, config.heads * config.size, at_token)
 
     return emit.prim_func("rope", body)
+
+
+def _by_pair(config: Rope, x: Expr, positions: Expr, inv_freq: Expr, y: Expr, batch: Expr, length: Expr) -> None:
+    """One pair of one head to a task, its angle computed anew; the elements that are not turned follow the pairs."""
+    pairs, rest = config.pairs, config.size - 2 * config.pairs
+    with emit.tasks("pair", batch * length * config.heads * (pairs + rest)) as number:
+        b, s, head, j = unravel(number, [batch, length, config.heads, pairs + rest])
+
+        def turn() -> None:
+            angle = math.hold(inv_freq[j] * math.hold(T.cast(positions[b, s], "float32")))
+            cosine, sine = (math.hold(f(angle) * T.float32(config.scale)) for f in (math.cos, math.sin))
+            first, second = (j, j + pairs) if config.style == "half" else (2 * j, 2 * j + 1)
+            one, other = math.hold(x[b, s, head, first]), math.hold(x[b, s, head, second])
+            T.buffer_store(y, math.fma(one, cosine, T.float32(0) - math.hold(other * sine)), [b, s, head, first])
+            T.buffer_store(y, math.fma(other, cosine, math.hold(one * sine)), [b, s, head, second])
+
+        def keep() -> None:
+            T.buffer_store(y, x[b, s, head, j + pairs], [b, s, head, j + pairs])
+
+        emit.branch(j < pairs, turn, keep if rest else None)
 
 
 def _turn_halves(config: Rope, x: Expr, y: Expr, cosines: Expr, sines: Expr, *head: Expr) -> None:

@@ -31,11 +31,7 @@ def for_rows(rows: Expr, work: Expr | int, body: Callable[[Expr], None]) -> None
         body: emits the work on one row; it is emitted twice.
     """
 
-    def visit(parallel: bool) -> None:
-        with emit.loop("row", rows, parallel=parallel) as row:
-            body(row)
-
-    emit.branch(rows * work <= SERIAL_WORK, lambda: visit(False), lambda: visit(True))
+    emit.some_tasks("row", rows, rows * work <= SERIAL_WORK, body)
 
 
 class Row:

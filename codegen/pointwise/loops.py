@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
 from planish.codegen.dims import Expr, product
 from planish.codegen.kernels import emit
 from planish.codegen.pointwise.expression import Indices
@@ -80,28 +81,27 @@ def for_each(
     `turned` is an axis along which what is read lies contiguously while the result does so along the last: the two are
     then walked in blocks, within which every cache line that is touched is used up.
     """
-    if not shape:
-        element(())
-        return
     total = emit.index(1)
     for size in shape:
         total = total * size
-
-    def tasks(parallel: bool) -> None:
-        if turned is None:
-            _rows(shape, element, parallel)
-        else:
-            _blocks(shape, turned, element, parallel)
+    if current().fine_grained:
+        with emit.tasks("element", total) as number:
+            element(tuple(unravel(number, shape)))
+        return
+    if not shape:
+        element(())
+        return
 
     enough = max(1, PARALLEL_ELEMENTS // cost)
-    if isinstance(total, tirx.IntImm):
-        tasks(parallel=int(total) >= enough)
+    # Opaque, or TVM concludes from a side that only empty tensors take that sizes are 0, and divides by them.
+    few = int(total) < enough if isinstance(total, tirx.IntImm) else emit.bind("elements", total) < enough
+    if turned is None:
+        _rows(shape, element, few)
     else:
-        # Opaque, or TVM concludes from a side that only empty tensors take that sizes are 0, and divides by them.
-        emit.branch(emit.bind("elements", total) < enough, lambda: tasks(False), lambda: tasks(True))
+        _blocks(shape, turned, element, few)
 
 
-def _rows(shape: Sequence[Expr], element: Callable[[Indices], None], parallel: bool) -> None:
+def _rows(shape: Sequence[Expr], element: Callable[[Indices], None], few: Expr | bool) -> None:
     """Tasks of some outer indices, or of a chunk of the last axis where that is long or its size unknown."""
     *outer, inner = shape
     nested = _small_axes(shape)
@@ -111,16 +111,20 @@ def _rows(shape: Sequence[Expr], element: Callable[[Indices], None], parallel: b
         rows = rows * size
     whole = _known(inner) is not None and int(inner) <= CHUNK
     chunks = emit.index(1) if whole else emit.ceil_div(inner, CHUNK)
-    with emit.loop("task", rows * chunks, parallel=parallel) as task, ExitStack() as stack:
-        fixed = unravel(task if whole else tirx.floordiv(task, chunks), outer)
-        fixed += [stack.enter_context(emit.loop("j", size)) for size in within]
-        if whole:
-            with emit.loop("i", inner) as i:
-                element((*fixed, i))
-            return
-        start = emit.bind("start", tirx.floormod(task, chunks) * CHUNK)
-        with emit.loop("i", T.min(inner - start, emit.index(CHUNK))) as i:
-            element((*fixed, start + i))
+
+    def visit(task: Expr) -> None:
+        with ExitStack() as stack:
+            fixed = unravel(task if whole else tirx.floordiv(task, chunks), outer)
+            fixed += [stack.enter_context(emit.loop("j", size)) for size in within]
+            if whole:
+                with emit.loop("i", inner) as i:
+                    element((*fixed, i))
+                return
+            start = emit.bind("start", tirx.floormod(task, chunks) * CHUNK)
+            with emit.loop("i", T.min(inner - start, emit.index(CHUNK))) as i:
+                element((*fixed, start + i))
+
+    emit.some_tasks("task", rows * chunks, few, visit)
 
 
 def _small_axes(shape: Sequence[Expr]) -> int:
@@ -139,14 +143,15 @@ def _known(size: Expr) -> int | None:
     return int(size) if isinstance(size, tirx.IntImm) else None
 
 
-def _blocks(shape: Sequence[Expr], turned: int, element: Callable[[Indices], None], parallel: bool) -> None:
+def _blocks(shape: Sequence[Expr], turned: int, element: Callable[[Indices], None], few: Expr | bool) -> None:
     """Tasks of a block of the turned and the last axis each."""
     others = [size for axis, size in enumerate(shape[:-1]) if axis != turned]
     counts = [emit.ceil_div(shape[turned], TURNED_BLOCK), emit.ceil_div(shape[-1], LAST_BLOCK)]
     rows = counts[0] * counts[1]
     for size in others:
         rows = rows * size
-    with emit.loop("task", rows, parallel=parallel) as task:
+
+    def visit(task: Expr) -> None:
         *fixed, first, second = unravel(task, [*others, *counts])
         u0, v0 = emit.bind("u0", first * TURNED_BLOCK), emit.bind("v0", second * LAST_BLOCK)
         with (
@@ -155,3 +160,5 @@ def _blocks(shape: Sequence[Expr], turned: int, element: Callable[[Indices], Non
         ):
             indices = [*fixed[:turned], u0 + u, *fixed[turned:], v0 + v]
             element(tuple(indices))
+
+    emit.some_tasks("task", rows, few, visit)

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from planish.codegen.runtime.machine import usable_cores
 
 CPU = 1
 """DLPack's number of the CPU."""
-_NAIVE = 1
+NAIVE, POOLED = 1, 2
+"""TVM's allocators: every tensor from the system, or memory kept for the next one."""
 _ONE_CORE_PER_THREAD = 1
 
 
@@ -43,7 +45,8 @@ def find_runtime() -> Path:
 
 
 @cache
-def _load_runtime() -> Any:
+def load_runtime() -> Any:
+    """TVM's runtime library, loaded once."""
     # Left to itself, TVM takes half of the logical processors for the cores and never starts more threads than that.
     os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
     # Global, because compiled code calls into it without naming it.
@@ -57,12 +60,13 @@ class CompiledLibrary:
     a pool would keep them all.
     """
 
-    def __init__(self, path: Path) -> None:
-        _load_runtime()
+    def __init__(self, path: Path, devices: Sequence[int] = (CPU, 0, NAIVE)) -> None:
+        """`devices` are, for each device, its kind, its number and how it allocates; the processor comes last."""
+        load_runtime()
         try:
             self._module = tvm_ffi.load_module(str(path))
             self._machine = self._module["vm_load_executable"]()
-            self._machine["vm_initialization"](CPU, 0, _NAIVE)
+            self._machine["vm_initialization"](*devices)
         except Exception as error:
             raise input_error(f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
 
@@ -78,7 +82,7 @@ def use_threads(count: int) -> None:
     """How many threads compiled code that this thread calls uses from now on; at least 1."""
     if getattr(_LOCAL, "threads", None) == count:
         return
-    _load_runtime()
+    load_runtime()
     # TVM binds the calling thread to a core, and threads that it starts later (torch's own) would inherit that one core.
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     tvm_ffi.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, count)

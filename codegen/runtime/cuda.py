@@ -1,0 +1,113 @@
+"""An NVIDIA GPU of this machine as a device: weights, states and intermediate tensors lie in its memory."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.codegen.runtime.device import Device
+from planish.codegen.runtime.errors import input_error
+from planish.codegen.runtime.ffi import tvm_ffi
+from planish.codegen.runtime.library import CPU, NAIVE, POOLED, CompiledLibrary, find_runtime, load_runtime
+from planish.codegen.runtime.sizes import TensorSpec
+from planish.codegen.runtime.tensors import aligned_zeros, from_compiled, map_weights
+
+CUDA = 2
+"""DLPack's number of CUDA devices."""
+_EXISTS, _COMPUTE_VERSION = 0, 4
+_MARK = "cubin;base64,"
+
+
+def spell(code: bytes) -> str:
+    """Machine code as the text that stands for it in a library."""
+    return _MARK + base64.b64encode(code).decode("ascii")
+
+
+def _read(text: str) -> bytes:
+    if not text.startswith(_MARK):
+        raise RuntimeError("the library holds CUDA C++ and no machine code: build it with planish")
+    return base64.b64decode(text[len(_MARK) :])
+
+
+@cache
+def _load_cuda_runtime() -> None:
+    load_runtime()
+    library = find_runtime().with_name("libtvm_runtime_cuda.so")
+    try:
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise input_error(f"this machine cannot run CUDA artifacts: {error}") from error
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", _read, override=True)
+
+
+class CudaDevice(Device):
+    """One GPU. Arrays are copied there for each call, results when they are fetched.
+
+    Args:
+        number: which of the machine's GPUs.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        _load_cuda_runtime()
+        self.number = number
+        self._place = tvm_ffi.device("cuda", number)
+        names = ("AllocWithScope", "CopyFromBytes", "CopyToBytes")
+        self._allocate, self._send, self._fetch = (tvm_ffi.get_global_func(f"runtime.TVMTensor{n}") for n in names)
+        attribute = tvm_ffi.get_global_func("runtime.GetDeviceAttr")
+        if not attribute(CUDA, number, _EXISTS):
+            raise input_error(f"this machine has no CUDA device {number}")
+        self._version = attribute(CUDA, number, _COMPUTE_VERSION)
+
+    def features(self) -> frozenset[str] | None:
+        return frozenset({"sm_" + str(self._version).replace(".", "")})
+
+    def load(self, library: Path) -> Callable[[str], Any]:
+        # Memory of the GPU is expensive to ask for, so what a call needed is kept for the next one.
+        return CompiledLibrary(library, (CUDA, self.number, POOLED, CPU, 0, NAIVE)).function
+
+    def _sent(self, array: Any) -> Any:
+        """An array of this process, on the GPU."""
+        array = np.asarray(array, order="C")
+        there = self._allocate(tvm_ffi.Shape(array.shape), tvm_ffi.dtype(str(array.dtype)), self._place, None)
+        if array.nbytes:
+            self._send(there, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return there
+
+    def weights(self, path: Path) -> Mapping[str, Any]:
+        return {key: self._sent(np.from_dlpack(tensor)) for key, tensor in map_weights(path).items()}
+
+    def bundle(self, tensors: Sequence[Any]) -> Any:
+        return tvm_ffi.convert(list(tensors))
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._sent(aligned_zeros(shape, dtype))
+
+    def grown(self, state: Any, shape: tuple[int, ...]) -> Any:
+        old = self._fetched(state)
+        larger = aligned_zeros(shape, old.dtype)
+        larger[tuple(slice(0, n) for n in old.shape)] = old
+        return self._sent(larger)
+
+    def _fetched(self, tensor: Any) -> Any:
+        here = aligned_zeros(tuple(tensor.shape), np.dtype(str(tensor.dtype)))
+        if here.nbytes:
+            # Waits for the GPU.
+            self._fetch(tensor, ctypes.c_void_p(here.ctypes.data), here.nbytes)
+        return here
+
+    def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
+        placed = [self._sent(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        return list(function(*placed, weights))
+
+    def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
+        return from_compiled(self._fetched(result), type, torch_wanted)
+
+    def set_threads(self, count: int | None) -> None:
+        if count is not None:
+            raise input_error("threads are counted on processors; a GPU uses what it has")

@@ -1,0 +1,140 @@
+"""A block of threads, as a kernel for GPUs is written: in *phases* that every thread runs for itself, and in *collectives*
+that threads run together.
+
+Between phases and collectives stand loops and branches that all threads of a block take alike. Each thread has registers,
+the block has shared memory. A phase may read what other threads wrote only after a `barrier`. So one text has two meanings:
+`targets/cuda` makes a CUDA kernel of it, and `serial.py` runs it on a processor, a phase being a loop over the threads and a
+collective the sum its instruction is documented to form. The second is how a schedule is checked where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from planish.codegen.tiles.float import Expr
+
+WARP = 32
+"""Threads that run one instruction together."""
+
+
+ALIGNMENT = 128
+"""Bytes to which each shared buffer is aligned."""
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one element."""
+    return int("".join(c for c in dtype if c.isdigit())) // 8
+
+
+def rounded_bytes(size: int, dtype: str) -> int:
+    """Bytes that a shared buffer takes."""
+    return -(-size * bytes_of(dtype) // ALIGNMENT) * ALIGNMENT
+
+
+class Registers(Protocol):
+    """Elements that each thread has for itself; to be used within a phase, at positions known while it is emitted."""
+
+    size: int
+    dtype: str
+
+    def __getitem__(self, at: int) -> Expr:
+        """Element `at` of the running thread."""
+        ...
+
+    def __setitem__(self, at: int, value: Expr) -> None:
+        """Emit the store of element `at`."""
+        ...
+
+
+class Block(ABC):
+    """The block being emitted.
+
+    Attributes:
+        index: its place in the grid, one expression an axis.
+        threads: threads it has, a multiple of WARP.
+    """
+
+    index: tuple[Expr, ...]
+    threads: int
+
+    @abstractmethod
+    def registers(self, name: str, size: int, dtype: str = "float32") -> Registers:
+        """Registers for every thread, undefined at first."""
+
+    @abstractmethod
+    def shared(self, name: str, size: int, dtype: str = "float32") -> Any:
+        """Shared memory: a buffer of one dimension, undefined at first; addresses are multiples of 128 bytes."""
+
+    @abstractmethod
+    def phase(self) -> AbstractContextManager[Expr]:
+        """``with block.phase() as thread``: what each thread does by itself. `thread` is an int32 expression."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until every thread of the block is here, and what they wrote can be read."""
+
+    @abstractmethod
+    def uniform(self, registers: Registers, at: int) -> Expr:
+        """An element that is the same in all threads, for use outside of phases."""
+
+    @abstractmethod
+    def exchange(self, result: Registers, source: Registers, mask: int) -> None:
+        """``result[t] = source[t ^ mask]`` within each warp, for element 0; both are one element, of four bytes."""
+
+    @abstractmethod
+    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        """A warp's ``D += A B`` with A int8 [16, 32], B int8 [32, 8] and D int32 [16, 8], exactly.
+
+        Lane t = 4 g + r holds in a[0..3] (uint32, four bytes each, the lowest first) the bytes 4 r ... 4 r + 3 of rows g and
+        g + 8, then the bytes 16 + 4 r ... of the same rows; in b[0..1] the bytes 4 r ... and 16 + 4 r ... of column g; in
+        sums[0..3] (int32) columns 2 r and 2 r + 1 of rows g and g + 8. (PTX: mma.m16n8k32.s8.)
+        """
+
+    @abstractmethod
+    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        """A warp's ``D += A B`` with A bfloat16 [16, 16], B bfloat16 [16, 8] and D float32 [16, 8].
+
+        Layout as in `products_s8`, with two bfloat16 in each register in place of four bytes, and 8 in place of 16.
+        Sums are formed in an order, and with a precision of the intermediate sum, that is the machine's own.
+        """
+
+    @abstractmethod
+    def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
+        """A warp reads `count` (2 or 4) matrices of 8 rows of 16 bytes from shared memory.
+
+        Lane t gives with `place(t)` the element of `shared` at which row t % 8 of matrix t // 8 begins, a multiple of 16
+        bytes; it receives in result[at + m] (uint32) bytes 4 (t % 4) ... of row t // 4 of matrix m. (PTX: ldmatrix.)
+        """
+
+    @abstractmethod
+    def copy_async(
+        self, shared: Any, at: Expr, source: Any, index: tuple[Expr, ...], valid: Expr | None = None
+    ) -> None:
+        """Within a phase: begin to copy 16 bytes from a tensor into shared memory, zeros where not `valid`."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Close a group of the copies begun so far."""
+
+    @abstractmethod
+    def wait(self, groups: int) -> None:
+        """Wait until all but the last `groups` groups of copies have arrived; a barrier makes them visible to others."""
+
+    @abstractmethod
+    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
+        """Within a phase: `count` elements of four bytes (4, 8 or 16 bytes in all) from one aligned place of a tensor of
+        bytes or words, read once and not kept in the cache."""
+
+
+def warp_total(block: Block, values: Registers, combine: Callable[[Expr, Expr], Expr], width: int = WARP) -> None:
+    """Emit: element 0 of every lane becomes its combination over each `width` neighbouring lanes, formed pairwise."""
+    other = block.registers("other", 1, values.dtype)
+    mask = width // 2
+    while mask:
+        block.exchange(other, values, mask)
+        with block.phase():
+            values[0] = combine(values[0], other[0])
+        mask //= 2

@@ -1,0 +1,225 @@
+"""Thread blocks on a processor: one block after another, one thread after another.
+
+A phase is a loop over the threads, and a collective does what its instruction is documented to do. The order of the threads
+may be turned round: a kernel whose results then differ reads within a phase what another thread writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from planish.codegen.dialect import LlvmDialect
+from planish.codegen.simt.block import WARP, Block, Registers, bytes_of, rounded_bytes
+from planish.codegen.tiles.float import Expr
+
+
+class _Registers:
+    """An array over the threads; `thread` is set while a phase is emitted."""
+
+    def __init__(self, block: SerialBlock, name: str, size: int, dtype: str) -> None:
+        self.block, self.size, self.dtype = block, size, dtype
+        self.buffer = IRBuilder.name(name, T.alloc_buffer((block.threads * size,), dtype))
+
+    def of(self, thread: Expr, at: int) -> Expr:
+        return self.buffer[thread * self.size + at]
+
+    def put(self, thread: Expr, at: int, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [thread * self.size + at])
+
+    def __getitem__(self, at: int) -> Expr:
+        return self.of(self.block.thread, at)
+
+    def __setitem__(self, at: int, value: Expr) -> None:
+        self.put(self.block.thread, at, value)
+
+
+class SerialBlock(Block):
+    """A block whose threads take turns."""
+
+    def __init__(self, index: tuple[Expr, ...], threads: int, backwards: bool) -> None:
+        self.index, self.threads, self.backwards = index, threads, backwards
+        self._thread: Expr | None = None
+        self.shared_bytes = 0
+
+    @property
+    def thread(self) -> Expr:
+        assert self._thread is not None, "registers belong into a phase"
+        return self._thread
+
+    def registers(self, name: str, size: int, dtype: str = "float32") -> Registers:
+        return _Registers(self, name, size, dtype)
+
+    def shared(self, name: str, size: int, dtype: str = "float32") -> Any:
+        self.shared_bytes += rounded_bytes(size, dtype)
+        return IRBuilder.name(name, T.alloc_buffer((size,), dtype))
+
+    @contextmanager
+    def phase(self) -> Iterator[Expr]:
+        assert self._thread is None, "phases do not nest"
+        with T.serial(T.int32(self.threads)) as turn:
+            self._thread = T.int32(self.threads - 1) - turn if self.backwards else turn
+            yield self._thread
+        self._thread = None
+
+    def barrier(self) -> None:
+        pass
+
+    def uniform(self, registers: Registers, at: int) -> Expr:
+        assert isinstance(registers, _Registers)
+        return registers.of(T.int32(0), at)
+
+    def exchange(self, result: Registers, source: Registers, mask: int) -> None:
+        assert isinstance(source, _Registers)
+        with self.phase() as thread:
+            result[0] = source.of(T.bitwise_xor(thread, T.int32(mask)), 0)
+
+    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        def byte(registers: Registers, lane: Expr, number: int, position: int) -> Expr:
+            assert isinstance(registers, _Registers)
+            word = T.shift_right(registers.of(lane, number), T.uint32(8 * position))
+            return T.cast(T.cast(word, "int8"), "int32")
+
+        self._products(
+            sums,
+            at,
+            "int32",
+            4,
+            lambda lane, n, p: byte(a, lane, a_at + n, p),
+            lambda lane, n, p: byte(b, lane, b_at + n, p),
+        )
+
+    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        def half(registers: Registers, lane: Expr, number: int, position: int) -> Expr:
+            assert isinstance(registers, _Registers)
+            word = registers.of(lane, number)
+            high = T.bitwise_and(word, T.uint32(0xFFFF0000)) if position else T.shift_left(word, T.uint32(16))
+            return T.reinterpret("float32", high)
+
+        self._products(
+            sums,
+            at,
+            "float32",
+            2,
+            lambda lane, n, p: half(a, lane, a_at + n, p),
+            lambda lane, n, p: half(b, lane, b_at + n, p),
+        )
+
+    def _products(
+        self,
+        sums: Registers,
+        at: int,
+        dtype: str,
+        packed: int,
+        a: Callable[[Expr, int, int], Expr],
+        b: Callable[[Expr, int, int], Expr],
+    ) -> None:
+        """D[i, j] += sum over k of A[i, k] B[k, j]; `a(lane, register, part)` is one packed element, `b` likewise."""
+        total = T.alloc_buffer((1,), dtype)
+        with self.phase() as thread:
+            warp, lane = thread // WARP * WARP, thread % WARP
+            for number in range(4):
+                # Lane 4 g + r holds row g or g + 8, column 2 r or 2 r + 1.
+                row_lane, column = lane // 4 * 4, lane % 4 * 2 + number % 2
+                T.buffer_store(total, sums[at + number], [0])
+                for half in range(2):
+                    for quarter in range(4):
+                        for part in range(packed):
+                            left = a(warp + row_lane + quarter, 2 * half + number // 2, part)
+                            right = b(warp + column * 4 + quarter, half, part)
+                            T.buffer_store(total, total[0] + left * right, [0])
+                sums[at + number] = total[0]
+
+    def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
+        places = T.alloc_buffer((self.threads,), "int64")
+        size = 4 // bytes_of(str(shared.dtype)) if bytes_of(str(shared.dtype)) < 4 else 1
+        with self.phase() as thread:
+            T.buffer_store(places, T.cast(place(thread), "int64"), [thread])
+        with self.phase() as thread:
+            warp, lane = thread // WARP * WARP, thread % WARP
+            for matrix in range(count):
+                start = places[warp + 8 * matrix + lane // 4] + T.cast(lane % 4 * size, "int64")
+                result[at + matrix] = _word(shared, start, size)
+
+    def copy_async(
+        self, shared: Any, at: Expr, source: Any, index: tuple[Expr, ...], valid: Expr | None = None
+    ) -> None:
+        count = 16 // bytes_of(str(shared.dtype))
+        zero = T.cast(T.int32(0), str(shared.dtype))
+
+        def copy() -> None:
+            with T.serial(T.int64(count)) as n:
+                T.buffer_store(shared, source[(*index[:-1], index[-1] + n)], [T.cast(at, "int64") + n])
+
+        def clear() -> None:
+            with T.serial(T.int64(count)) as n:
+                T.buffer_store(shared, zero, [T.cast(at, "int64") + n])
+
+        if valid is None:
+            copy()
+            return
+        with T.If(valid):
+            with T.Then():
+                copy()
+            with T.Else():
+                clear()
+
+    def commit(self) -> None:
+        pass
+
+    def wait(self, groups: int) -> None:
+        pass
+
+    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
+        size = max(1, 4 // bytes_of(str(source.dtype)))
+        for number in range(count):
+            words = [source[(*index[:-1], index[-1] + (number * size + n))] for n in range(size)]
+            result[at + number] = _joined(words, str(source.dtype))
+
+
+def _word(buffer: Any, start: Expr, size: int) -> Expr:
+    return _joined([buffer[start + n] for n in range(size)], str(buffer.dtype))
+
+
+def _joined(parts: list[Expr], dtype: str) -> Expr:
+    """Elements in order as one uint32, the first lowest."""
+    if len(parts) == 1:
+        return T.reinterpret("uint32", parts[0]) if dtype != "uint32" else parts[0]
+    bits = 32 // len(parts)
+    word = T.uint32(0)
+    for number, part in enumerate(parts):
+        raw = T.cast(T.reinterpret(f"uint{bits}", part) if dtype != f"uint{bits}" else part, "uint32")
+        word = T.bitwise_or(word, T.shift_left(raw, T.uint32(bits * number)))
+    return word
+
+
+class SerialDialect(LlvmDialect):
+    """What a GPU's kernels mean, on a processor: the same tasks and thread blocks, in order."""
+
+    def __init__(self, backwards: bool = False) -> None:
+        self.backwards = backwards
+        self.name = "serial backwards" if backwards else "serial"
+
+    @property
+    def fine_grained(self) -> bool:
+        return True
+
+    def parallel(self, extent: Expr) -> AbstractContextManager[Expr]:
+        loop: AbstractContextManager[Expr] = T.serial(extent)
+        return loop
+
+    def prefetch(self, address: Expr) -> None:
+        pass
+
+    def launch(
+        self, blocks: tuple[Expr, ...], threads: int, body: Callable[[Block], None], shared_bytes: int = 0
+    ) -> None:
+        with ExitStack() as stack:
+            index = tuple(stack.enter_context(T.serial(extent)) for extent in blocks)
+            block = SerialBlock(index, threads, self.backwards)
+            body(block)
+            assert block.shared_bytes <= shared_bytes, (block.shared_bytes, shared_bytes)

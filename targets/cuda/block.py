@@ -1,0 +1,172 @@
+"""Thread blocks as CUDA has them. Instructions that TVM has no word for are device functions of one line of PTX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from planish.codegen.simt.block import ALIGNMENT, Block, Registers, bytes_of, rounded_bytes
+from planish.codegen.tiles.float import Expr
+
+_PREFIX = "planish_"
+
+
+def device_call(name: str, source: str, *arguments: Expr, result: str = "void") -> Expr:
+    """A call of the device function `name`, whose CUDA text is `source` with NAME in place of its name."""
+    full = _PREFIX + name
+    return T.cuda.func_call(full, *arguments, source_code=source.replace("NAME", full).strip(), return_type=result)
+
+
+def _mma(kind: str, sum_type: str, sum_constraint: str) -> str:
+    return f"""
+__device__ __forceinline__ void NAME({sum_type}* d, const unsigned* a, const unsigned* b) {{
+  asm volatile("mma.sync.aligned.{kind} {{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, {{%0,%1,%2,%3}};"
+      : "+{sum_constraint}"(d[0]), "+{sum_constraint}"(d[1]), "+{sum_constraint}"(d[2]), "+{sum_constraint}"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}}"""
+
+
+_PRODUCTS_S8 = _mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r")
+_PRODUCTS_BF16 = _mma("m16n8k16.row.col.f32.bf16.bf16.f32", "float", "f")
+
+_LOAD_MATRICES = {
+    2: """
+__device__ __forceinline__ void NAME(unsigned* d, const void* row) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(at) : "memory");
+}""",
+    4: """
+__device__ __forceinline__ void NAME(unsigned* d, const void* row) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(at) : "memory");
+}""",
+}
+
+# With fewer than 16 source bytes the rest is filled with zeros.
+_COPY_ASYNC = """
+__device__ __forceinline__ void NAME(void* to, const void* from, int bytes) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(from), "r"(bytes) : "memory");
+}"""
+_COMMIT = '__device__ __forceinline__ void NAME() { asm volatile("cp.async.commit_group;" ::: "memory"); }'
+
+
+def _wait(groups: int) -> str:
+    return f'__device__ __forceinline__ void NAME() {{ asm volatile("cp.async.wait_group {groups};" ::: "memory"); }}'
+
+
+def _load(count: int) -> str:
+    vector = f".v{count}" if count > 1 else ""
+    places = ",".join(f"%{n}" for n in range(count))
+    outputs = ", ".join(f'"=r"(d[{n}])' for n in range(count))
+    listed = f"{{{places}}}" if count > 1 else places
+    return f"""
+__device__ __forceinline__ void NAME(unsigned* d, const void* from) {{
+  asm volatile("ld.global.nc.L1::no_allocate{vector}.u32 {listed}, [%{count}];" : {outputs} : "l"(from));
+}}"""
+
+
+class _Registers:
+    """An array that is indexed by constants only, so that ptxas keeps it in registers."""
+
+    def __init__(self, name: str, size: int, dtype: str) -> None:
+        self.size, self.dtype = size, dtype
+        self.buffer = IRBuilder.name(name, T.alloc_buffer((size,), dtype, scope="local"))
+
+    def __getitem__(self, at: int) -> Expr:
+        return self.buffer[at]
+
+    def __setitem__(self, at: int, value: Expr) -> None:
+        T.buffer_store(self.buffer, value, [at])
+
+    def address(self, at: int) -> Expr:
+        return T.address_of(self.buffer[at])
+
+
+def _address(registers: Registers, at: int) -> Expr:
+    assert isinstance(registers, _Registers)
+    return registers.address(at)
+
+
+class CudaBlock(Block):
+    """A block of the kernel that is being launched."""
+
+    def __init__(self, index: tuple[Expr, ...], threads: int, thread: Expr, shared_bytes: int) -> None:
+        self.index, self.threads, self._thread = index, threads, thread
+        # One buffer for all: TVM would lay out several of its own accord.
+        self._arena = None
+        if shared_bytes:
+            self._arena = IRBuilder.name(
+                "arena", T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn", align=ALIGNMENT)
+            )
+        self._shared_bytes, self._taken = shared_bytes, 0
+
+    def registers(self, name: str, size: int, dtype: str = "float32") -> Registers:
+        return _Registers(name, size, dtype)
+
+    def shared(self, name: str, size: int, dtype: str = "float32") -> Any:
+        assert self._arena is not None, "a block with shared memory states its bytes"
+        start = self._taken // bytes_of(dtype)
+        self._taken += rounded_bytes(size, dtype)
+        assert self._taken <= self._shared_bytes, (self._taken, self._shared_bytes)
+        view = T.decl_buffer(
+            (size,), dtype, data=self._arena.data, elem_offset=start, scope="shared.dyn", align=bytes_of(dtype)
+        )
+        return IRBuilder.name(name, view)
+
+    @contextmanager
+    def phase(self) -> Iterator[Expr]:
+        yield T.cast(self._thread, "int32")
+
+    def barrier(self) -> None:
+        T.evaluate(T.cuda.cta_sync())
+
+    def uniform(self, registers: Registers, at: int) -> Expr:
+        return registers[at]
+
+    def exchange(self, result: Registers, source: Registers, mask: int) -> None:
+        source_text = f"""
+__device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
+  return __shfl_xor_sync(0xffffffffu, x, {mask});
+}}"""
+        result[0] = device_call(f"exchange_{source.dtype}_{mask}", source_text, source[0], result=source.dtype)
+
+    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        places = _address(sums, at), _address(a, a_at), _address(b, b_at)
+        T.evaluate(device_call("products_s8", _PRODUCTS_S8, *places))
+
+    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
+        places = _address(sums, at), _address(a, a_at), _address(b, b_at)
+        T.evaluate(device_call("products_bf16", _PRODUCTS_BF16, *places))
+
+    def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
+        row = T.address_of(shared[place(T.cast(self._thread, "int32"))])
+        T.evaluate(device_call(f"load_matrices_{count}", _LOAD_MATRICES[count], _address(result, at), row))
+
+    def copy_async(
+        self, shared: Any, at: Expr, source: Any, index: tuple[Expr, ...], valid: Expr | None = None
+    ) -> None:
+        count = T.int32(16) if valid is None else T.Select(valid, T.int32(16), T.int32(0))
+        # What is not copied is not read, but its address must exist.
+        start = T.address_of(
+            source[index if valid is None else tuple(T.Select(valid, i, T.cast(T.int32(0), i.ty.dtype)) for i in index)]
+        )
+        T.evaluate(device_call("copy_async", _COPY_ASYNC, T.address_of(shared[at]), start, count))
+
+    def commit(self) -> None:
+        T.evaluate(device_call("commit", _COMMIT))
+
+    def wait(self, groups: int) -> None:
+        T.evaluate(device_call(f"wait_{groups}", _wait(groups)))
+
+    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
+        start = T.address_of(source[index])
+        T.evaluate(device_call(f"load_{count}", _load(count), _address(result, at), start))
+
+
+_C = {"float32": "float", "int32": "int", "uint32": "unsigned"}

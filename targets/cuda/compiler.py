@@ -1,0 +1,120 @@
+"""nvcc: where it is, how it is called, and what ptxas says of each kernel.
+
+TVM hands over CUDA C++ and takes back machine code for one architecture. Arithmetic is that of IEEE 754: no fast division or
+square root, no subnormals taken for zero, no product and sum joined where the source has two operations.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm_ffi
+
+from planish.codegen.runtime.cuda import spell
+from planish.ir import PlanishError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel needs of a multiprocessor: registers of a thread; bytes of stack, spills and static shared memory."""
+
+    kernel: str
+    registers: int
+    shared: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+
+def find_nvcc() -> Path:
+    """nvcc: of CUDA_HOME, of the package nvidia-cuda-nvcc, or on the path.
+
+    Raises:
+        UnsupportedError: when there is none.
+    """
+    places = [Path(os.environ["CUDA_HOME"]) / "bin"] if os.environ.get("CUDA_HOME") else []
+    places += sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*/bin"))
+    for place in places:
+        if (place / "nvcc").is_file():
+            return place / "nvcc"
+    found = shutil.which("nvcc")
+    if found is None:
+        raise UnsupportedError(
+            "compiling for CUDA needs nvcc, which is neither in CUDA_HOME nor on the path: pip install planish[cuda]"
+        )
+    return Path(found)
+
+
+def compile_cuda(source: str, arch: str) -> tuple[bytes, list[Resources]]:
+    """Machine code for `arch` ("sm_90"), and what each kernel of it needs.
+
+    Raises:
+        UnsupportedError: without nvcc.
+        PlanishError: with nvcc's words, when it fails.
+    """
+    nvcc = find_nvcc()
+    with tempfile.TemporaryDirectory() as folder:
+        text, code = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
+        text.write_text(source, encoding="utf-8")
+        command = [
+            str(nvcc), "--cubin", "-O3", "-std=c++17", "--fmad=false", "-Xptxas=-v", f"-arch={arch}", "-o", str(code), str(text),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise PlanishError(f"nvcc cannot compile the kernels for {arch}:\n{done.stdout}{done.stderr}")
+        return code.read_bytes(), read_resources(done.stderr)
+
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def read_resources(report: str) -> list[Resources]:
+    """The kernels of ptxas's verbose report."""
+    found = []
+    for part in _ENTRY.split(report)[1:]:
+        if part.isidentifier():
+            name = part
+            continue
+        stack, used, shared = _STACK.search(part), _USED.search(part), _SHARED.search(part)
+        if stack is None or used is None:
+            raise PlanishError(f"ptxas reports no resources of {name}")
+        frame, stores, loads = map(int, stack.groups())
+        found.append(Resources(name, int(used[1]), int(shared[1]) if shared else 0, frame, stores, loads))
+    return found
+
+
+class Compiling:
+    """While entered, TVM's CUDA C++ becomes machine code for one architecture; `resources` gathers what ptxas says.
+
+    TVM itself would put the text into the library, to be compiled where it is loaded. What it finds in its place is the
+    machine code, spelt so that the runtime knows it (`codegen/runtime/cuda.py`).
+    """
+
+    def __init__(self, arch: str) -> None:
+        self.arch, self.resources = arch, list[Resources]()
+
+    def __enter__(self) -> Compiling:
+        tvm_ffi.register_global_func("tvm_callback_cuda_postproc", self._compile, override=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        tvm_ffi.register_global_func("tvm_callback_cuda_postproc", _as_it_is, override=True)
+
+    def _compile(self, source: str, target: object) -> str:
+        code, resources = compile_cuda(source, self.arch)
+        self.resources += resources
+        return spell(code)
+
+
+def _as_it_is(source: str, target: object) -> str:
+    return source
