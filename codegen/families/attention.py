@@ -11,10 +11,12 @@ from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels import attention as kernels
+from planish.codegen.kernels.blocks import attention as blocks
 from planish.codegen.kernels.kv_cache import CacheLayout, cache_append, cache_pack
 from planish.codegen.pointwise.dtypes import STORAGE
 from planish.codegen.states import KEYS, VALUES, Layout, cache_layout
 from planish.codegen.stored import as_float32
+from planish.codegen.target import BlockLimits
 from planish.ir import Node, Operand, TensorType
 from planish.ir.ops import Attention
 
@@ -24,6 +26,11 @@ PADDING, START, KV_LENGTH, SLOPES, SINKS, BIAS = 3, 4, 5, 6, 7, 8
 @emitted_once
 def _attention(config: kernels.Attention) -> Any:
     return kernels.attention(config)
+
+
+@emitted_once
+def _in_blocks(config: kernels.Attention, limits: BlockLimits) -> Any:
+    return blocks.attention(config, limits)
 
 
 @emitted_once
@@ -80,6 +87,11 @@ class AttentionFamily(Family):
             shared=k == v,
             bias=_bias_axes(node.inputs[BIAS]),
         )
+        limits = site.target.blocks
+        tiling = None if limits is None else blocks.tiling(config, limits)
+        if limits is not None and tiling is None:
+            return f"heads of {config.size} and {config.value_size} elements do not fit into a block of threads"
+        function = (lambda: _attention(config)) if limits is None else (lambda: _in_blocks(config, limits))
         weights: dict[int, Packed] = {n: as_float32(p) for n, p in params.items() if p is not None}
         reads = tuple(n for n, o in enumerate(node.inputs) if o is not None and n not in weights)
 
@@ -87,13 +99,16 @@ class AttentionFamily(Family):
             packed = [_packed(to, operands[n], packs[n], o.type) for n, o in caches.items()]
             rest = [to.weight(weights[n]) if n in weights else operands[n] for n in range(PADDING, BIAS + 1)]
             inputs = [operands[0], *packed, *(o for o in rest if o is not None)]
-            return to.call(_attention(config), inputs, [(node.output.type.shape, "float32")])
+            return to.call(function(), inputs, [(node.output.type.shape, "float32")])
 
+        schedule = f"key blocks of {config.block}, tasks of {config.task_rows} rows"
+        if tiling is not None:
+            schedule = f"tiles of {tiling.block_rows} rows and {tiling.block_keys} keys, or parts of the keys for few rows"
         queries, keys = product(q.type.shape[:2]), product(k.type.shape[:2])
         read = sum(o.type.shape[3] for o in caches.values())
         return Kernel(
             name=f"{self.name}[{config.tile.name}]",
-            schedule=f"key blocks of {config.block}, tasks of {config.task_rows} rows",
+            schedule=schedule,
             reads=reads,
             emit=emit,
             weights=tuple(weights.values()),

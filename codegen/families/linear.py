@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
+from planish.codegen.kernels.blocks import linear_dense as blocks
 from planish.codegen.kernels.linear_dense import LinearDense, configurations, linear_dense, pack_weight
-from planish.codegen.stored import as_float32
+from planish.codegen.stored import as_float32, dense
 from planish.codegen.tiles.float import STORAGE_DTYPES
 from planish.ir import Dense, Node, Param
 
@@ -21,8 +23,13 @@ def _prim_func(config: LinearDense) -> Any:
     return linear_dense(config)
 
 
+@emitted_once
+def _in_blocks(config: blocks.LinearBlocks) -> Any:
+    return blocks.linear_dense(config)
+
+
 class LinearFamily(Family):
-    """y = x W^T + b with the weight packed into column panels."""
+    """y = x W^T + b with the weight packed into column panels, or plainly where blocks of threads read it."""
 
     name: ClassVar[str] = "linear_dense"
     ops: ClassVar[frozenset[str]] = frozenset({"linear"})
@@ -41,21 +48,31 @@ class LinearFamily(Family):
         if dtype not in STORAGE_DTYPES:
             return f"a weight stored as {dtype} has no dense linear kernel"
         outs, ins = param.type.concrete({})
-        config = configurations(site.target.float_tile, ins, outs, dtype, bias is not None)[0]
-        weights = [_packed(param, config)]
+        rows = product(x.type.shape[:-1])
+        limits = site.target.blocks
+        function: Callable[[], Any]
+        if limits is None:
+            config = configurations(site.target.float_tile, ins, outs, dtype, bias is not None)[0]
+            weights, function = [_packed(param, config)], partial(_prim_func, config)
+            tiles = f"{config.rows} x {config.panel_width}, depth in blocks of {config.depth_block}"
+            schedule = f"register tiles of {tiles}"
+        else:
+            known = rows if isinstance(rows, int) else None
+            in_blocks = blocks.LinearBlocks(ins, outs, stored, bias is not None, known, limits.multiprocessors)
+            weights = [dense(param) if isinstance(param.encoding, Dense) else as_float32(param)]
+            function, schedule = partial(_in_blocks, in_blocks), blocks.SCHEDULE
         if added is not None:
             weights.append(as_float32(added))
-        rows = product(x.type.shape[:-1])
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             inputs = [to.view(operands[0], [rows, ins]), *(to.weight(w) for w in weights)]
-            (y,) = to.call(_prim_func(config), inputs, [([rows, outs], "float32")])
+            (y,) = to.call(function(), inputs, [([rows, outs], "float32")])
             return [to.view(y, node.output.type.shape)]
 
         decoded = "" if isinstance(param.encoding, Dense) else f", decoded from {param.encoding}"
         return Kernel(
-            name=f"{self.name}[{dtype}, {config.tile.name}{decoded}]",
-            schedule=f"register tiles of {config.rows} x {config.panel_width}, depth in blocks of {config.depth_block}",
+            name=f"{self.name}[{dtype}, {site.target.float_tile.name}{decoded}]",
+            schedule=schedule,
             reads=(0,),
             emit=emit,
             weights=tuple(weights),

@@ -9,6 +9,8 @@ import torch
 
 from planish.codegen.dialect import emitted_once
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
+from planish.codegen.kernels.blocks import matmul as blocks
+from planish.codegen.kernels.blocks.float_gemm import described, is_wide
 from planish.codegen.kernels.matmul import Matmul, configurations, matmul
 from planish.ir import Dim, Node
 
@@ -16,6 +18,11 @@ from planish.ir import Dim, Node
 @emitted_once
 def _prim_func(config: Matmul) -> Any:
     return matmul(config)
+
+
+@emitted_once
+def _in_blocks(config: Matmul, wide: bool) -> Any:
+    return blocks.matmul(config, wide)
 
 
 def _known(dim: Dim) -> int | None:
@@ -36,13 +43,20 @@ class MatmulFamily(Family):
         batch, rows, depth = a.type.shape
         columns = b.type.shape[2]
         config = configurations(site.target.float_tile, _known(batch), _known(rows), _known(depth), _known(columns))[0]
+        limits = site.target.blocks
+        wide = limits is not None and is_wide(limits, batch, rows, columns)
+        if limits is None:
+            schedule = f"register tiles of {config.tile_rows} x {config.panel_width}, columns packed in blocks"
+        else:
+            schedule = described(wide)
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
-            return to.call(_prim_func(config), list(operands), [(node.output.type.shape, "float32")])
+            function = _prim_func(config) if limits is None else _in_blocks(config, wide)
+            return to.call(function, list(operands), [(node.output.type.shape, "float32")])
 
         return Kernel(
             name=f"{self.name}[{config.tile.name}]",
-            schedule=f"register tiles of {config.tile_rows} x {config.panel_width}, columns packed in blocks",
+            schedule=schedule,
             reads=(0, 1),
             emit=emit,
             traffic=4 * batch * (rows * depth + depth * columns + rows * columns),

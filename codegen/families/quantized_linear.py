@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,10 @@ import torch
 from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
+from planish.codegen.kernels.blocks import linear_int4_layer as blocks
+from planish.codegen.kernels.blocks import quantize_activation as quantize_blocks
+from planish.codegen.kernels.blocks.linear_int4 import linear_int4 as block_linear_int4
+from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
 from planish.codegen.kernels.linear_int4 import LinearInt4, configurations, linear_int4, pack_weight
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.stored import as_float32
@@ -24,6 +29,11 @@ def _linear(config: LinearInt4) -> Any:
 @emitted_once
 def _quantize(config: QuantizeActivation) -> Any:
     return quantize_activation(config)
+
+
+@emitted_once
+def _quantize_in_blocks(config: QuantizeActivation) -> Any:
+    return quantize_blocks.quantize_activation(config)
 
 
 class QuantizedLinearFamily(Family):
@@ -44,15 +54,22 @@ class QuantizedLinearFamily(Family):
         if not isinstance(encoding, GroupedInt) or encoding.bits != 4:
             return f"the weight is encoded as {encoding}, not as grouped 4-bit integers"
         outs, ins = param.type.concrete({})
-        if site.target.blocks is not None:
-            return "no blocks yet"
+        scale_dtype, on_blocks = _name(encoding.scale_dtype), site.target.blocks is not None
         try:
-            config = configurations(
-                site.target.int8_tile, ins, outs, encoding.group, _name(encoding.scale_dtype), bias is not None
-            )[0]
+            if on_blocks:
+                of_blocks = blocks.configure(BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None)
+                make, weights, schedule = partial(_in_blocks, of_blocks), [_packed_for_blocks(param, of_blocks)], _BLOCKS
+                tile = "s8 products"
+            else:
+                config = configurations(
+                    site.target.int8_tile, ins, outs, encoding.group, scale_dtype, bias is not None
+                )[0]
+                make, weights, tile = partial(_linear, config), [_packed(param, config)], config.tile.name
+                schedule = (
+                    f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task"
+                )
         except ValueError as error:
             return str(error)
-        weights = [_packed(param, config)]
         if added is not None:
             weights.append(as_float32(added))
         rows = product(codes.type.shape[:-1])
@@ -60,13 +77,13 @@ class QuantizedLinearFamily(Family):
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             inputs = [to.view(operands[0], [rows, ins]), to.view(operands[1], [rows, 1])]
             inputs += [to.weight(w) for w in weights]
-            (y,) = to.call(_linear(config), inputs, [([rows, outs], "float32")])
+            (y,) = to.call(make(), inputs, [([rows, outs], "float32")])
             return [to.view(y, node.output.type.shape)]
 
         stored = param.nbytes
         return Kernel(
-            name=f"{self.name}[{encoding}, {config.tile.name}]",
-            schedule=f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task",
+            name=f"{self.name}[{encoding}, {tile}]",
+            schedule=schedule,
             reads=(0, 1),
             emit=emit,
             weights=tuple(weights),
@@ -74,6 +91,22 @@ class QuantizedLinearFamily(Family):
             work=2 * rows * ins * outs,
             arithmetic="int8",
         )
+
+
+_BLOCKS = "16 output features to a block, or 128 of them and 128 rows; codes through shared memory"
+
+
+@emitted_once
+def _in_blocks(config: blocks.BlockLinearInt4) -> Any:
+    return block_linear_int4(config)
+
+
+def _packed_for_blocks(param: Param, config: blocks.BlockLinearInt4) -> Packed:
+    def make() -> torch.Tensor:
+        storage = param.storage()
+        return config.layout.pack(storage["values"], storage["scales"])
+
+    return Packed(f"{param.name}:int4 in blocks", torch.uint8, config.layout.shape, make)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -107,15 +140,16 @@ class QuantizeActivationFamily(Family):
             return f"rows of a size known only at run time ({size}) have no quantisation kernel"
         config = QuantizeActivation(size, site.target.float_tile)
         rows = product(x.type.shape[:-1])
+        make = _quantize if site.target.blocks is None else _quantize_in_blocks
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             results = [([rows, size], "int8"), ([rows, 1], "float32")]
-            codes, scale = to.call(_quantize(config), [to.view(operands[0], [rows, size])], results)
+            codes, scale = to.call(make(config), [to.view(operands[0], [rows, size])], results)
             return [to.view(t, v.type.shape) for t, v in zip((codes, scale), node.outputs)]
 
         return Kernel(
             name=f"{self.name}[{config.tile.name}]",
-            schedule="rows in parallel, vectors along a row",
+            schedule="rows in parallel, vectors along a row" if site.target.blocks is None else "a row to a block",
             reads=(0,),
             emit=emit,
             traffic=rows * (5 * size + 4),

@@ -11,6 +11,7 @@ from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Site
 from planish.codegen.kernels import softmax as kernels
+from planish.codegen.kernels.blocks import softmax as blocks
 from planish.codegen.legalise import bound_arguments
 from planish.ir import Node
 
@@ -18,6 +19,11 @@ from planish.ir import Node
 @emitted_once
 def _prim_func(config: kernels.Softmax) -> Any:
     return kernels.softmax(config)
+
+
+@emitted_once
+def _in_blocks(config: kernels.Softmax) -> Any:
+    return blocks.softmax(config)
 
 
 class SoftmaxFamily(Family):
@@ -35,16 +41,17 @@ class SoftmaxFamily(Family):
             return "softmax along an axis that is not the last has no kernel"
         width, rows = x.type.shape[-1], product(x.type.shape[:-1])
         config = kernels.Softmax(width if isinstance(width, int) else None, site.target.float_tile)
+        make = _prim_func if site.target.blocks is None else _in_blocks
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             shape = [rows, width]
-            (y,) = to.call(_prim_func(config), [to.view(operands[0], shape)], [(shape, "float32")])
+            (y,) = to.call(make(config), [to.view(operands[0], shape)], [(shape, "float32")])
             return [to.view(y, node.output.type.shape)]
 
         elements = rows * width
         return Kernel(
             name=f"{self.name}[{config.tile.name}]",
-            schedule="a row at a time, vectors along it",
+            schedule="a row at a time, vectors along it" if site.target.blocks is None else "a row to a block",
             reads=(0,),
             emit=emit,
             traffic=8 * elements,

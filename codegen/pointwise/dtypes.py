@@ -7,6 +7,8 @@ with, as torch does.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -72,6 +74,9 @@ def is_nan(x: Expr, dtype: torch.dtype) -> Expr:
     """Whether a value in its compute dtype is NaN, by its bits: TVM simplifies `x != x` away."""
     if not dtype.is_floating_point:
         return tirx.const(False, "bool")
+    if isinstance(x, tirx.FloatImm):
+        # A constant has no bits to look at in C.
+        return tirx.const(math.isnan(float(x.value)), "bool")
     if compute_dtype(dtype) == torch.float64:
         bits = T.bitwise_and(T.reinterpret("uint64", x), tirx.const(0x7FFFFFFFFFFFFFFF, "uint64"))
         return bits > tirx.const(0x7FF0000000000000, "uint64")

@@ -2,7 +2,8 @@
 
 The order of the additions is fixed by the reduced sizes alone, so a row has the same bits whatever else is computed.
 Where the last axis is folded, `LANES` partial results run side by side, which is both what vectors want and shorter
-chains of rounding; where it is kept, a block of its elements is folded together.
+chains of rounding; where it is kept, a block of its elements is folded together. A GPU folds each result with a block of
+threads, or with a single one where that has little to do or enough neighbours.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from tvm.tirx.script import builder as T
 
+from planish.codegen.dialect import current
 from planish.codegen.dims import Expr, Symbols
 from planish.codegen.kernels import emit
+from planish.codegen.kernels.blocks.fold import fold, shared_bytes
+from planish.codegen.kernels.blocks.rows import threads_for
 from planish.codegen.math import hold
 from planish.codegen.pointwise import loops
 from planish.codegen.pointwise.dtypes import STORAGE, stored
 from planish.codegen.pointwise.expression import Call, Indices, Lazy
 from planish.codegen.pointwise.kernel import Fused, Unfolding, call_of, unbound
+from planish.codegen.simt.block import Block
 from planish.ir import Operand
 
 LANES = 32
@@ -29,6 +35,12 @@ LANES = 32
 would give all lanes the one register in which an intermediate value is held."""
 BLOCK = 256
 """Elements of a kept last axis that are folded together."""
+
+
+LEAST_SHARED = 32
+"""Elements from which on a block of threads folds them sooner than one thread."""
+ENOUGH_THREADS = 1 << 14
+"""Results from which on a thread for each keeps a GPU busy, if neighbours read neighbours."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +124,46 @@ class _Reduction:
 
     def emit(self) -> None:
         last = len(self.sizes) - 1
-        if not self.fold.axes or last in self.kept:
+        if current().fine_grained:
+            self._fold_finely()
+        elif not self.fold.axes or last in self.kept:
             self._fold_blocks()
         else:
             self._fold_rows()
+
+    def _fold_finely(self) -> None:
+        """A block of threads or one thread for each result."""
+        kept, folded = ([self.sizes[a] for a in axes] for axes in (self.kept, self.fold.axes))
+        count, results = (prod(sizes, start=emit.index(1)) for sizes in (folded, kept))
+        size, neighbours = _known(count), not self.fold.axes or self.fold.axes[-1] != len(self.sizes) - 1
+        enough = neighbours and (_known(results) or ENOUGH_THREADS) >= ENOUGH_THREADS
+        if enough or (size is not None and size < LEAST_SHARED):
+            loops.for_each(kept, self._fold_alone)
+            return
+        dtype, threads = STORAGE[self.fold.dtype], threads_for(size)
+
+        def at_result(block: Block) -> None:
+            indices = tuple(loops.unravel(block.index[0], kept))
+
+            def value(number: Expr) -> Expr:
+                return self._value(self._lazy(self.operand), indices, loops.unravel(number, folded))
+
+            fold(
+                block, count if size is None else size, self.fold.initial, self.fold.combine, value,
+                lambda total: self._store(indices, total),
+            )  # fmt: skip
+
+        emit.launch((results,), threads, at_result, shared_bytes(threads, dtype))
+
+    def _fold_alone(self, kept: Indices) -> None:
+        """One element after another."""
+        total = _local("total", 1, self.fold.dtype)
+        T.buffer_store(total, self.fold.initial, [0])
+        with ExitStack() as stack:
+            at = [stack.enter_context(emit.loop("r", self.sizes[a])) for a in self.fold.axes]
+            value = hold(self._value(self._lazy(self.operand), kept, at))
+            T.buffer_store(total, self.fold.combine(total[0], value), [0])
+        self._store(kept, total[0])
 
     def _fold_rows(self) -> None:
         """The last axis is folded: one row after another, LANES partial results at a time."""
@@ -178,6 +226,10 @@ def _weight(sizes: Sequence[Expr], axes: Sequence[int]) -> int:
         size = sizes[axis]
         weight *= int(size) if hasattr(size, "value") else 16
     return max(1, min(weight, 1 << 14))
+
+
+def _known(size: Expr) -> int | None:
+    return int(size) if hasattr(size, "value") else None
 
 
 def _local(name: str, size: int, dtype: torch.dtype) -> Expr:

@@ -36,7 +36,8 @@ def _read(text: str) -> bytes:
 
 
 @cache
-def _load_cuda_runtime() -> None:
+def load_cuda_runtime() -> None:
+    """TVM's part for CUDA, loaded once; InputError where there is no driver."""
     load_runtime()
     library = find_runtime().with_name("libtvm_runtime_cuda.so")
     try:
@@ -54,7 +55,7 @@ class CudaDevice(Device):
     """
 
     def __init__(self, number: int = 0) -> None:
-        _load_cuda_runtime()
+        load_cuda_runtime()
         self.number = number
         self._place = tvm_ffi.device("cuda", number)
         names = ("AllocWithScope", "CopyFromBytes", "CopyToBytes")

@@ -54,7 +54,7 @@ class Block(ABC):
 
     Attributes:
         index: its place in the grid, one expression an axis.
-        threads: threads it has, a multiple of WARP.
+        threads: threads it has, a power of two and at least WARP.
     """
 
     index: tuple[Expr, ...]
@@ -85,8 +85,10 @@ class Block(ABC):
         """``result[t] = source[t ^ mask]`` within each warp, for element 0; both are one element, of four bytes."""
 
     @abstractmethod
-    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        """A warp's ``D += A B`` with A int8 [16, 32], B int8 [32, 8] and D int32 [16, 8], exactly.
+    def products_s8(
+        self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
+    ) -> None:
+        """A warp's ``D += A B``, or ``D = A B`` when `fresh`, with A int8 [16, 32], B int8 [32, 8] and D int32 [16, 8], exactly.
 
         Lane t = 4 g + r holds in a[0..3] (uint32, four bytes each, the lowest first) the bytes 4 r ... 4 r + 3 of rows g and
         g + 8, then the bytes 16 + 4 r ... of the same rows; in b[0..1] the bytes 4 r ... and 16 + 4 r ... of column g; in
@@ -124,9 +126,17 @@ class Block(ABC):
         """Wait until all but the last `groups` groups of copies have arrived; a barrier makes them visible to others."""
 
     @abstractmethod
-    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
-        """Within a phase: `count` elements of four bytes (4, 8 or 16 bytes in all) from one aligned place of a tensor of
-        bytes or words, read once and not kept in the cache."""
+    def load_vector(
+        self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...], keep: bool = False
+    ) -> None:
+        """Within a phase: 1, 2 or 4 words of four bytes (uint32) from one aligned place of a tensor that nothing writes.
+
+        `keep` it in the multiprocessor's cache where others will read it too.
+        """
+
+    @abstractmethod
+    def load_shared(self, result: Registers, at: int, count: int, shared: Any, place: Expr) -> None:
+        """Within a phase: 1, 2 or 4 words (uint32) from one aligned place of shared memory."""
 
 
 def warp_total(block: Block, values: Registers, combine: Callable[[Expr, Expr], Expr], width: int = WARP) -> None:

@@ -42,6 +42,7 @@ class SerialBlock(Block):
     """A block whose threads take turns."""
 
     def __init__(self, index: tuple[Expr, ...], threads: int, backwards: bool) -> None:
+        assert threads & (threads - 1) == 0, "a block has a power of two of threads"
         self.index, self.threads, self.backwards = index, threads, backwards
         self._thread: Expr | None = None
         self.shared_bytes = 0
@@ -62,7 +63,8 @@ class SerialBlock(Block):
     def phase(self) -> Iterator[Expr]:
         assert self._thread is None, "phases do not nest"
         with T.serial(T.int32(self.threads)) as turn:
-            self._thread = T.int32(self.threads - 1) - turn if self.backwards else turn
+            # Written as a difference, TVM would divide it wrongly.
+            self._thread = T.bitwise_xor(turn, T.int32(self.threads - 1)) if self.backwards else turn
             yield self._thread
         self._thread = None
 
@@ -78,61 +80,51 @@ class SerialBlock(Block):
         with self.phase() as thread:
             result[0] = source.of(T.bitwise_xor(thread, T.int32(mask)), 0)
 
-    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        def byte(registers: Registers, lane: Expr, number: int, position: int) -> Expr:
-            assert isinstance(registers, _Registers)
-            word = T.shift_right(registers.of(lane, number), T.uint32(8 * position))
-            return T.cast(T.cast(word, "int8"), "int32")
+    def products_s8(
+        self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
+    ) -> None:
+        if fresh:
+            with self.phase():
+                for number in range(4):
+                    sums[at + number] = T.int32(0)
 
-        self._products(
-            sums,
-            at,
-            "int32",
-            4,
-            lambda lane, n, p: byte(a, lane, a_at + n, p),
-            lambda lane, n, p: byte(b, lane, b_at + n, p),
-        )
+        def byte(word: Expr, part: Expr) -> Expr:
+            return T.cast(T.cast(T.shift_right(word, T.cast(part * 8, "uint32")), "int8"), "int32")
+
+        self._products((sums, at), (a, a_at), (b, b_at), 4, byte)
 
     def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        def half(registers: Registers, lane: Expr, number: int, position: int) -> Expr:
-            assert isinstance(registers, _Registers)
-            word = registers.of(lane, number)
-            high = T.bitwise_and(word, T.uint32(0xFFFF0000)) if position else T.shift_left(word, T.uint32(16))
-            return T.reinterpret("float32", high)
+        def half(word: Expr, part: Expr) -> Expr:
+            low, high = T.shift_left(word, T.uint32(16)), T.bitwise_and(word, T.uint32(0xFFFF0000))
+            return T.reinterpret("float32", T.Select(part > 0, high, low))
 
-        self._products(
-            sums,
-            at,
-            "float32",
-            2,
-            lambda lane, n, p: half(a, lane, a_at + n, p),
-            lambda lane, n, p: half(b, lane, b_at + n, p),
-        )
+        self._products((sums, at), (a, a_at), (b, b_at), 2, half)
 
     def _products(
         self,
-        sums: Registers,
-        at: int,
-        dtype: str,
+        sums: tuple[Registers, int],
+        a: tuple[Registers, int],
+        b: tuple[Registers, int],
         packed: int,
-        a: Callable[[Expr, int, int], Expr],
-        b: Callable[[Expr, int, int], Expr],
+        element: Callable[[Expr, Expr], Expr],
     ) -> None:
-        """D[i, j] += sum over k of A[i, k] B[k, j]; `a(lane, register, part)` is one packed element, `b` likewise."""
-        total = T.alloc_buffer((1,), dtype)
-        with self.phase() as thread:
+        """D[i, j] += sum over k of A[i, k] B[k, j]; a word has `packed` elements, and `element` takes one out of it.
+
+        As loops: written out, the instructions of one kernel would keep LLVM busy for minutes.
+        """
+        registers = [r for r, _ in (sums, a, b)]
+        assert all(isinstance(r, _Registers) for r in registers)
+        total, left, right = (r.buffer for r in registers)  # type: ignore[attr-defined]
+        with self.phase() as thread, T.serial(T.int32(4)) as number:
             warp, lane = thread // WARP * WARP, thread % WARP
-            for number in range(4):
-                # Lane 4 g + r holds row g or g + 8, column 2 r or 2 r + 1.
-                row_lane, column = lane // 4 * 4, lane % 4 * 2 + number % 2
-                T.buffer_store(total, sums[at + number], [0])
-                for half in range(2):
-                    for quarter in range(4):
-                        for part in range(packed):
-                            left = a(warp + row_lane + quarter, 2 * half + number // 2, part)
-                            right = b(warp + column * 4 + quarter, half, part)
-                            T.buffer_store(total, total[0] + left * right, [0])
-                sums[at + number] = total[0]
+            # Lane 4 g + r holds row g or g + 8, column 2 r or 2 r + 1.
+            row_lane, column_lane = warp + lane // 4 * 4, warp + (lane % 4 * 2 + number % 2) * 4
+            place = thread * sums[0].size + sums[1] + number
+            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(packed)) as part:
+                word = left[(row_lane + quarter) * a[0].size + a[1] + 2 * half + number // 2]
+                other = right[(column_lane + quarter) * b[0].size + b[1] + half]
+                product = element(word, part) * element(other, part)
+                T.buffer_store(total, total[place] + product, [place])
 
     def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
         places = T.alloc_buffer((self.threads,), "int64")
@@ -174,7 +166,12 @@ class SerialBlock(Block):
     def wait(self, groups: int) -> None:
         pass
 
-    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
+    def load_shared(self, result: Registers, at: int, count: int, shared: Any, place: Expr) -> None:
+        self.load_vector(result, at, count, shared, (place,))
+
+    def load_vector(
+        self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...], keep: bool = False
+    ) -> None:
         size = max(1, 4 // bytes_of(str(source.dtype)))
         for number in range(count):
             words = [source[(*index[:-1], index[-1] + (number * size + n))] for n in range(size)]

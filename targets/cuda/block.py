@@ -21,16 +21,19 @@ def device_call(name: str, source: str, *arguments: Expr, result: str = "void") 
     return T.cuda.func_call(full, *arguments, source_code=source.replace("NAME", full).strip(), return_type=result)
 
 
-def _mma(kind: str, sum_type: str, sum_constraint: str) -> str:
+def _mma(kind: str, sum_type: str, constraint: str, fresh: bool = False) -> str:
+    held = "=" if fresh else "+"
+    outputs = ", ".join(f'"{held}{constraint}"(d[{n}])' for n in range(4))
+    sums = "{%10,%10,%10,%10}" if fresh else "{%0,%1,%2,%3}"
+    zero = f', "{constraint}"(0)' if fresh else ""
     return f"""
 __device__ __forceinline__ void NAME({sum_type}* d, const unsigned* a, const unsigned* b) {{
-  asm volatile("mma.sync.aligned.{kind} {{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, {{%0,%1,%2,%3}};"
-      : "+{sum_constraint}"(d[0]), "+{sum_constraint}"(d[1]), "+{sum_constraint}"(d[2]), "+{sum_constraint}"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm("mma.sync.aligned.{kind} {{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, {sums};"
+      : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]){zero});
 }}"""
 
 
-_PRODUCTS_S8 = _mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r")
+_PRODUCTS_S8, _FRESH_PRODUCTS_S8 = (_mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r", fresh) for fresh in (False, True))
 _PRODUCTS_BF16 = _mma("m16n8k16.row.col.f32.bf16.bf16.f32", "float", "f")
 
 _LOAD_MATRICES = {
@@ -60,14 +63,17 @@ def _wait(groups: int) -> str:
     return f'__device__ __forceinline__ void NAME() {{ asm volatile("cp.async.wait_group {groups};" ::: "memory"); }}'
 
 
-def _load(count: int) -> str:
+def _load(count: int, space: str) -> str:
     vector = f".v{count}" if count > 1 else ""
     places = ",".join(f"%{n}" for n in range(count))
     outputs = ", ".join(f'"=r"(d[{n}])' for n in range(count))
     listed = f"{{{places}}}" if count > 1 else places
+    address = '"r"((unsigned)__cvta_generic_to_shared(from))' if space == "shared" else '"l"(from)'
+    # Shared memory changes: its loads must stay between the barriers around them.
+    clobber = ' : "memory"' if space == "shared" else ""
     return f"""
 __device__ __forceinline__ void NAME(unsigned* d, const void* from) {{
-  asm volatile("ld.global.nc.L1::no_allocate{vector}.u32 {listed}, [%{count}];" : {outputs} : "l"(from));
+  asm volatile("ld.{space}{vector}.u32 {listed}, [%{count}];" : {outputs} : {address}{clobber});
 }}"""
 
 
@@ -136,9 +142,11 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
 }}"""
         result[0] = device_call(f"exchange_{source.dtype}_{mask}", source_text, source[0], result=source.dtype)
 
-    def products_s8(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        places = _address(sums, at), _address(a, a_at), _address(b, b_at)
-        T.evaluate(device_call("products_s8", _PRODUCTS_S8, *places))
+    def products_s8(
+        self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
+    ) -> None:
+        name, source = ("fresh_products_s8", _FRESH_PRODUCTS_S8) if fresh else ("products_s8", _PRODUCTS_S8)
+        T.evaluate(device_call(name, source, _address(sums, at), _address(a, a_at), _address(b, b_at)))
 
     def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
         places = _address(sums, at), _address(a, a_at), _address(b, b_at)
@@ -153,9 +161,9 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     ) -> None:
         count = T.int32(16) if valid is None else T.Select(valid, T.int32(16), T.int32(0))
         # What is not copied is not read, but its address must exist.
-        start = T.address_of(
-            source[index if valid is None else tuple(T.Select(valid, i, T.cast(T.int32(0), i.ty.dtype)) for i in index)]
-        )
+        if valid is not None:
+            index = tuple(T.Select(valid, i, T.cast(T.int32(0), i.ty.dtype)) for i in index)
+        start = T.address_of(source[index])
         T.evaluate(device_call("copy_async", _COPY_ASYNC, T.address_of(shared[at]), start, count))
 
     def commit(self) -> None:
@@ -164,9 +172,15 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     def wait(self, groups: int) -> None:
         T.evaluate(device_call(f"wait_{groups}", _wait(groups)))
 
-    def load_vector(self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...]) -> None:
-        start = T.address_of(source[index])
-        T.evaluate(device_call(f"load_{count}", _load(count), _address(result, at), start))
+    def load_vector(
+        self, result: Registers, at: int, count: int, source: Any, index: tuple[Expr, ...], keep: bool = False
+    ) -> None:
+        space, name = ("global.nc", f"load_{count}") if keep else ("global.nc.L1::no_allocate", f"stream_{count}")
+        T.evaluate(device_call(name, _load(count, space), _address(result, at), T.address_of(source[index])))
+
+    def load_shared(self, result: Registers, at: int, count: int, shared: Any, place: Expr) -> None:
+        text = _load(count, "shared")
+        T.evaluate(device_call(f"load_shared_{count}", text, _address(result, at), T.address_of(shared[place])))
 
 
 _C = {"float32": "float", "int32": "int", "uint32": "unsigned"}

@@ -20,7 +20,6 @@ from planish.targets.cuda.compiler import Compiling
 from planish.targets.cuda.dialect import CudaDialect
 from planish.targets.cuda.passes import PIPELINE
 from planish.targets.cuda.processors import Processor, find_processor
-from planish.targets.host.detect import detect_host
 from planish.targets.host.link import link
 
 # A quarter of a thread's registers for accumulators leaves enough for the rest.
@@ -107,7 +106,8 @@ class CudaOnHost(CudaTarget):
         self.backwards = backwards
 
     def tvm_target(self) -> Any:
-        return detect_host().tvm_target()
+        # Kernels written out for a GPU's registers would keep LLVM's optimiser busy for minutes.
+        return tvm.target.Target({"kind": "llvm", "opt-level": 0})
 
     def features(self) -> frozenset[str]:
         return frozenset()
@@ -115,10 +115,6 @@ class CudaOnHost(CudaTarget):
     @property
     def dialect(self) -> Dialect:
         return SerialDialect(self.backwards)
-
-    @property
-    def kernel_passes(self) -> str:
-        return "default"
 
     def compiling(self) -> AbstractContextManager[Any]:
         return Target.compiling(self)

@@ -12,6 +12,7 @@ from planish.codegen.runtime.executable import Executable
 from planish.codegen.target import Target
 from planish.ir import Builder, Function, Interpreter, Module, Op, TensorType
 from planish.targets import open_target
+from planish.testing.agreement import float_fault
 
 
 @cache
@@ -55,23 +56,6 @@ def faults(
         elif complaint := float_fault(result, want, exact[number]):
             found.append(f"{label} {complaint}")
     return found
-
-
-def float_fault(got: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> str:
-    """How a float result breaks the rule, or ""."""
-    special = ~torch.isfinite(plain)
-    if not torch.equal(got[special].isnan(), plain[special].isnan()):
-        return "has NaN in other places"
-    infinite = plain.isinf()
-    if not torch.equal(got[infinite], plain[infinite]):
-        return "has infinities in other places"
-    finite = ~special
-    if not finite.any():
-        return ""
-    a, b, c = (t[finite].to(torch.float64) for t in (got, plain, exact))
-    allowed = 4 * (b - c).abs().max() + 8 * torch.finfo(plain.dtype).eps * c.abs().max()
-    worst = (a - c).abs().max()
-    return "" if worst <= allowed else f"differs by {worst:.3g}, allowed are {allowed:.3g}"
 
 
 __all__ = ["call", "compiled", "faults", "float_fault", "host", "one_call"]

@@ -1,0 +1,154 @@
+"""Speed of the CUDA kernels on a GPU, beside cuBLAS and the copy bandwidth of the same run.
+
+    python bench/cuda.py compile out/cuda --arch sm_90     # needs nvcc, no GPU
+    python bench/cuda.py run out/cuda                      # needs a GPU, torch and TVM's runtime, no compiler
+
+Two steps, because a GPU machine need not have the compiler. Weights are visited in turn, more of them than the L2 cache
+holds. Each contestant is captured in a CUDA graph, so that launches cost nobody anything, and their graphs take turns.
+Prints one JSON line a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHAPES = ((14336, 4096), (4096, 14336))
+"""Output and input features of an 8B model's largest layers."""
+GROUPS = (128, 32)
+ROWS = (1, 8, 16, 64, 256, 4096)
+COLD_BYTES, COPY_BYTES = 256 << 20, 1 << 30
+CALLS, ROUNDS = 24, 9
+
+
+def kernel_name(outs: int, ins: int, group: int) -> str:
+    return f"int4_{outs}x{ins}_g{group}"
+
+
+def compile_kernels(folder: Path, arch: str) -> None:
+    """Compile every kernel; print what ptxas says of it."""
+    import tvm
+
+    from planish.codegen.dialect import speaking
+    from planish.codegen.kernels.blocks.linear_int4 import linear_int4
+    from planish.codegen.kernels.blocks.linear_int4_layer import configure
+    from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
+    from planish.targets import open_target
+
+    target = open_target(f"cuda:{arch}")
+    functions, weights = {}, {}
+    with speaking(target.dialect):
+        for outs, ins in SHAPES:
+            for group in GROUPS:
+                layout = BlockInt4Layout(outs, ins, group, "float16")
+                name = kernel_name(outs, ins, group)
+                functions[name] = linear_int4(configure(layout, False)).with_attr("global_symbol", name)
+                weights[name] = layout.shape
+    with target.compiling():
+        library = tvm.compile(tvm.IRModule(functions), target.tvm_target(), tir_pipeline=target.kernel_passes)
+    folder.mkdir(parents=True, exist_ok=True)
+    library.export_library(str(folder / "kernels.so"), fcompile=target.linker())
+    (folder / "weights.json").write_text(json.dumps(weights))
+    for used in target.resources:
+        print(json.dumps({"figure": "resources", "arch": arch, **vars(used)}))
+
+
+def run(folder: Path) -> None:
+    """Measure on this machine's GPU."""
+    import torch
+    import tvm_ffi
+
+    from planish.codegen.runtime.cuda import load_cuda_runtime
+
+    load_cuda_runtime()
+    library = tvm_ffi.load_module(str(folder / "kernels.so"))
+    device = torch.cuda.get_device_name()
+    shapes = json.loads((folder / "weights.json").read_text())
+
+    def show(**figure: Any) -> None:
+        print(json.dumps({**figure, "device": device}), flush=True)
+
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
+    sink = torch.empty_like(source)
+    copy = _median({"copy": lambda call: sink.copy_(source)}, calls=4)["copy"]
+    bandwidth = 2 * COPY_BYTES / copy
+    show(figure="copy", gb_per_s=round(bandwidth / 1e9))
+    del source, sink
+    for outs, ins in SHAPES:
+        for group in GROUPS:
+            name = kernel_name(outs, ins, group)
+            kernel, shape = library[name], shapes[name]
+            size = shape[0] * shape[1]
+            # Bytes below 0x3c keep random float16 scales finite and positive.
+            ours = [_random(shape, 0x3C) for _ in range(COLD_BYTES // size + 1)]
+            dense = [torch.randn(outs, ins, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+            for rows in ROWS:
+                codes = torch.randint(-127, 128, (rows, ins), device="cuda").to(torch.int8)
+                scale = torch.rand(rows, 1, device="cuda")
+                y = torch.empty(rows, outs, device="cuda")
+                x = torch.randn(rows, ins, device="cuda", dtype=torch.bfloat16)
+                z = torch.empty(rows, outs, device="cuda", dtype=torch.bfloat16)
+                calls: dict[str, Callable[[int], Any]] = {
+                    "ours": lambda n: kernel(codes, scale, ours[n % len(ours)], y),
+                    "cublas": lambda n: torch.mm(x, dense[n % len(dense)].T, out=z),
+                }
+                seconds = _median(calls, calls=CALLS if rows <= 256 else 4)
+                moved, work = size + rows * (ins + 4 * outs + 4), 2 * rows * outs * ins
+                show(
+                    figure="4-bit linear", outs=outs, ins=ins, group=group, rows=rows,
+                    microseconds=round(seconds["ours"] * 1e6, 2), cublas_microseconds=round(seconds["cublas"] * 1e6, 2),
+                    speedup=round(seconds["cublas"] / seconds["ours"], 3),
+                    share_of_copy=round(moved / seconds["ours"] / bandwidth, 3),
+                    tops=round(work / seconds["ours"] / 1e12, 1), cublas_tflops=round(work / seconds["cublas"] / 1e12, 1),
+                )  # fmt: skip
+
+
+def _random(shape: list[int], above: int) -> Any:
+    import torch
+
+    return torch.randint(0, above, tuple(shape), device="cuda", dtype=torch.uint8)
+
+
+def _median(contestants: dict[str, Callable[[int], Any]], calls: int) -> dict[str, float]:
+    """Median seconds of one call of each, their graphs of `calls` calls taking turns."""
+    import torch
+
+    graphs = {}
+    for name, call in contestants.items():
+        call(0)
+        torch.cuda.synchronize()
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name]):
+            for number in range(calls):
+                call(number)
+        graphs[name].replay()
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, graph in graphs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            taken[name].append(start.elapsed_time(end) / 1e3 / calls)
+    return {name: statistics.median(found) for name, found in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("compile", "run"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arch", default="sm_90")
+    options = parser.parse_args()
+    if options.step == "compile":
+        compile_kernels(options.folder, options.arch)
+    else:
+        run(options.folder)
+
+
+if __name__ == "__main__":
+    main()

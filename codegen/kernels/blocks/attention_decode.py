@@ -1,0 +1,348 @@
+"""Attention of few queries: each block takes a part of the keys, read once for all rows; the parts are combined after.
+
+Memory is what is waited for. The scores of a tile of keys are formed from keys that lie in registers for a moment, KEY_LANES
+neighbouring threads holding one key among them; the weights pass through shared memory; then each thread adds up some columns
+of the values of some of the keys. (Dao et al., "Flash-Decoding", 2023.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from planish.codegen import math
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.attention import Attention, Operands
+from planish.codegen.kernels.blocks.attention_rows import (
+    QUAD,
+    THREADS,
+    Partials,
+    Rows,
+    Sight,
+    Span,
+    finite,
+    int32,
+    int64,
+    lane_of,
+    launch,
+    load_quad,
+    minus_infinity,
+    quads,
+    quotient,
+)
+from planish.codegen.simt.block import WARP, Block, rounded_bytes, warp_total
+from planish.codegen.tiles.float import Expr
+
+KEYS = 64
+"""Keys in a tile."""
+KEY_LANES = 8
+KEY_SLOTS = THREADS // KEY_LANES
+"""Threads to a key, and keys that they read side by side."""
+SCORE_LANES = 16
+"""Threads that share a row's softmax."""
+LARGEST_ROWS = THREADS // SCORE_LANES
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How a block of few queries is cut."""
+
+    config: Attention
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block: the query heads of a key-value head, as far as registers reach."""
+        columns = max(1, self.columns)
+        return max(1, min(self.config.group, LARGEST_ROWS, 16 // columns))
+
+    @property
+    def columns(self) -> int:
+        """Quads of the output that one thread has of each row."""
+        return -(-quads(self.config.value_size) // self.column_lanes)
+
+    @property
+    def column_lanes(self) -> int:
+        """Threads side by side along a value, a power of two."""
+        return max(KEY_LANES, min(WARP, 1 << (quads(self.config.value_size) - 1).bit_length()))
+
+    @property
+    def key_slots(self) -> int:
+        """Threads side by side along the keys of the values."""
+        return THREADS // self.column_lanes
+
+    @property
+    def query_stride(self) -> int:
+        return quads(self.config.size) * QUAD
+
+    @property
+    def buffers(self) -> dict[str, int]:
+        """Elements of the shared buffers."""
+        return {
+            "queries": self.rows * self.query_stride,
+            "weights": self.rows * KEYS,
+            "corrections": self.rows,
+            "sums": self.key_slots * self.rows * self.column_lanes * self.columns * QUAD,
+        }
+
+    @property
+    def shared_bytes(self) -> int:
+        return sum(rounded_bytes(size, "float32") for size in self.buffers.values())
+
+
+def attend_in_slices(cut: Slice, operands: Operands, partials: Partials) -> None:
+    """Emit the launch that writes the partials of all rows, each block for one part of the keys."""
+    config = cut.config
+    tiles = emit.ceil_div(operands.length * config.group, cut.rows)
+
+    def body(block: Block) -> None:
+        number, lane, b = block.index
+        rows = Rows(config, operands, b, lane % config.kv_heads)
+        first = emit.bind("first_row", lane // config.kv_heads * cut.rows)
+        part = emit.bind("part", number)
+        span = Span(rows, first, rows.existing(first + (cut.rows - 1)), KEYS, part, partials.parts)
+        _SliceBlock(block, cut, rows, first, span).run(partials, part)
+
+    launch((partials.parts, config.kv_heads * tiles, operands.batch), body, cut.shared_bytes)
+
+
+class _SliceBlock:
+    def __init__(self, block: Block, cut: Slice, rows: Rows, first: Expr, span: Span) -> None:
+        self.block, self.cut, self.rows, self.first, self.span = block, cut, rows, first, span
+        self.config = cut.config
+        shared = {name: block.shared(name, size) for name, size in cut.buffers.items()}
+        self.queries, self.weights = shared["queries"], shared["weights"]
+        self.corrections, self.shared_sums = shared["corrections"], shared["sums"]
+        self.key_source, self.value_source = rows.cached("keys"), rows.cached("values")
+        self.products = [block.registers("product", 1) for _ in range(cut.rows * (KEYS // KEY_SLOTS))]
+        self.scores = block.registers("scores", KEYS // SCORE_LANES)
+        self.largest, self.top, self.sum = (block.registers(name, 1) for name in ("largest", "top", "sum"))
+        self.outputs = block.registers("outputs", cut.rows * cut.columns * QUAD)
+        self.sight = Sight(block, rows, 1, lambda thread, n: first + int64(self.score_row(thread)))
+
+    def score_row(self, thread: Expr) -> Expr:
+        """The row of the block whose softmax a thread shares; threads beyond the rows repeat the last one."""
+        return math.hold(T.min(lane_of(thread, SCORE_LANES)[1], T.int32(self.cut.rows - 1)))
+
+    def run(self, partials: Partials, part: Expr) -> None:
+        """Emit the block."""
+        block, span = self.block, self.span
+        self._begin()
+        block.barrier()
+        with T.serial(span.count) as tile:
+            base = math.hold(span.first_key + tile * KEYS)
+            self._products(base)
+            # The weights of the tile before have been used.
+            block.barrier()
+            self._share_products()
+            block.barrier()
+            self._weights(base)
+            block.barrier()
+            self._add_values(base)
+        self._store(partials, part)
+
+    def _begin(self) -> None:
+        stride = self.cut.query_stride
+        with self.block.phase() as thread:
+            self.largest[0] = minus_infinity()
+            self.sum[0] = T.float32(0)
+            for n in range(self.outputs.size):
+                self.outputs[n] = T.float32(0)
+            for row in range(self.cut.rows):
+                existing = emit.bind("existing", self.rows.existing(self.first + row))
+                with T.serial(T.int32(-(-stride // THREADS))) as step:
+                    element = step * THREADS + thread
+
+                    def stage(element: Expr = element, existing: Expr = existing, row: int = row) -> None:
+                        inside = element < self.config.size
+                        query = T.if_then_else(inside, self.rows.query(existing, element), T.float32(0))
+                        T.buffer_store(self.queries, query, [row * stride + element])
+
+                    emit.branch(element < stride, stage)
+
+    def _products(self, base: Expr) -> None:
+        """Each thread's share of the products of all rows with some keys, then the products in all of a key's threads."""
+        rows, keys, count = range(self.cut.rows), range(KEYS // KEY_SLOTS), quads(self.config.size)
+        with self.block.phase() as thread:
+            lane, slot = lane_of(thread, KEY_LANES)
+            for product in self.products:
+                product[0] = T.float32(0)
+            with T.serial(T.int32(-(-count // KEY_LANES))) as step:
+                quad = step * KEY_LANES + lane
+
+                def visit() -> None:
+                    places = [base + slot + KEY_SLOTS * j for j in keys]
+                    found = [self.span.quad(self.key_source, place, quad) for place in places]
+                    for i in rows:
+                        query = load_quad(self.queries, quad + i * (self.cut.query_stride // QUAD))
+                        for j in keys:
+                            product = self.products[i * len(keys) + j]
+                            for n in range(QUAD):
+                                product[0] = math.fma(query[n], found[j][n], product[0])
+
+                emit.branch(True if count % KEY_LANES == 0 else quad < count, visit)
+        for product in self.products:
+            warp_total(self.block, product, lambda a, b: a + b, KEY_LANES)
+
+    def _share_products(self) -> None:
+        with self.block.phase() as thread:
+            lane, slot = lane_of(thread, KEY_LANES)
+            for i in range(self.cut.rows):
+
+                def share(i: int = i) -> None:
+                    for j in range(KEYS // KEY_SLOTS):
+                        product = self.products[i * (KEYS // KEY_SLOTS) + j]
+                        T.buffer_store(self.weights, product[0], [i * KEYS + slot + KEY_SLOTS * j])
+
+                emit.branch(tirx.EQ(lane, T.int32(i)), share)
+
+    def _weights(self, base: Expr) -> None:
+        """Products to weights where they lie, and the corrections of what was summed before."""
+        keys = range(KEYS // SCORE_LANES)
+        with self.block.phase() as thread:
+            row, (lane, _) = self.score_row(thread), lane_of(thread, SCORE_LANES)
+            for j in keys:
+                place = math.hold(base + lane + SCORE_LANES * j)
+                product = math.hold(self.weights[row * KEYS + lane + SCORE_LANES * j])
+                self.scores[j] = self.sight.score(thread, 0, product, place, self.span.nearest(place))
+            self.top[0] = self.scores[0]
+            for j in keys[1:]:
+                self.top[0] = math.maximum(self.top[0], self.scores[j])
+        warp_total(self.block, self.top, math.maximum, SCORE_LANES)
+        with self.block.phase() as thread:
+            lane, row = lane_of(thread, SCORE_LANES)
+            raised = math.hold(math.maximum(self.top[0], self.largest[0]))
+            reference = finite(raised)
+            correction = math.hold(math.exp_nonpositive(self.largest[0] - reference))
+            self.largest[0] = raised
+            total = T.float32(0)
+            for j in keys:
+                self.scores[j] = math.exp_nonpositive(self.scores[j] - reference)
+                total = self.scores[j] if j == 0 else total + self.scores[j]
+            self.sum[0] = math.fma(self.sum[0], correction, total)
+
+            def share() -> None:
+                for j in keys:
+                    T.buffer_store(self.weights, self.scores[j], [row * KEYS + lane + SCORE_LANES * j])
+                emit.branch(lane < 1, lambda: T.buffer_store(self.corrections, correction, [row]))
+
+            emit.branch(row < self.cut.rows, share)
+
+    def _add_values(self, base: Expr) -> None:
+        cut, outputs = self.cut, self.outputs
+        rows, columns = range(cut.rows), range(cut.columns)
+        last = quads(self.config.value_size) - 1
+        with self.block.phase() as thread:
+            lane, slot = lane_of(thread, cut.column_lanes)
+            for i in rows:
+                correction = math.hold(self.corrections[i])
+                for n in range(cut.columns * QUAD):
+                    at = i * cut.columns * QUAD + n
+                    outputs[at] = outputs[at] * correction
+            with T.serial(T.int32(KEYS // QUAD // cut.key_slots)) as step:
+                first = step * cut.key_slots + slot
+                weights = [load_quad(self.weights, first + i * (KEYS // QUAD)) for i in rows]
+                for c in columns:
+                    # Lanes without a column of their own repeat the last one.
+                    quad = T.min(lane + cut.column_lanes * c, T.int32(last))
+                    found = [self.span.quad(self.value_source, base + first * QUAD + n, quad) for n in range(QUAD)]
+                    for n in range(QUAD):
+                        for i in rows:
+                            for e in range(QUAD):
+                                at = (i * cut.columns + c) * QUAD + e
+                                outputs[at] = math.fma(weights[i][n], found[n][e], outputs[at])
+
+    def _store(self, partials: Partials, part: Expr) -> None:
+        cut, rows = self.cut, self.rows
+        width = cut.column_lanes * cut.columns * QUAD
+        warp_total(self.block, self.sum, lambda a, b: a + b, SCORE_LANES)
+        with self.block.phase() as thread:
+            lane, slot = lane_of(thread, cut.column_lanes)
+            for i in range(cut.rows):
+                for c in range(cut.columns):
+                    for e in range(QUAD):
+                        at = (slot * cut.rows + i) * width + (lane + cut.column_lanes * c) * QUAD + e
+                        T.buffer_store(self.shared_sums, self.outputs[(i * cut.columns + c) * QUAD + e], [at])
+        self.block.barrier()
+
+        def place(row: Expr) -> Expr:
+            return emit.bind("place", partials.place(rows.b, rows.head, self.first + int64(row), part))
+
+        with self.block.phase() as thread:
+            lane, row = lane_of(thread, SCORE_LANES)
+
+            def statistics() -> None:
+                at = place(row)
+                partials.store(at, 0, self.largest[0])
+                partials.store(at, 1, self.sum[0])
+
+            mine = T.And(tirx.EQ(lane, T.int32(0)), row < cut.rows)
+            emit.branch(T.And(mine, self.first + int64(row) < rows.total), statistics)
+            size = self.config.value_size
+            with T.serial(T.int32(-(-cut.rows * size // THREADS))) as step:
+                number = step * THREADS + thread
+                i, column = number // size, number % size
+
+                def add() -> None:
+                    terms = [self.shared_sums[(slot * cut.rows + i) * width + column] for slot in range(cut.key_slots)]
+                    total = terms[0]
+                    for term in terms[1:]:
+                        total = total + term
+                    partials.store(place(i), int64(column) + 2, total)
+
+                emit.branch(T.And(number < cut.rows * size, self.first + int64(i) < rows.total), add)
+
+
+def combine(partials: Partials) -> None:
+    """Emit the launch that makes y of the partials, with a block to a query and head; there are at most WARP parts.
+
+    The parts' values are added one after another, from the first part on.
+    """
+    config, operands, size = partials.config, partials.operands, partials.config.value_size
+
+    def body(block: Block) -> None:
+        number, b = block.index
+        query, head = number // config.heads, number % config.heads
+        row = query * config.group + head % config.group
+        first = emit.bind("first", partials.place(b, head // config.group, row, emit.index(0)))
+        parts = emit.bind("parts", partials.parts)
+        factors = block.shared("factors", WARP)
+        largest, top, total, factor = (block.registers(n, 1) for n in ("largest", "top", "total", "factor"))
+        with block.phase() as thread:
+            lane = int64(lane_of(thread, WARP)[0])
+            at = first + T.min(lane, parts - 1) * partials.width
+            largest[0] = tirx.Select(lane < parts, partials.memory[at], minus_infinity())
+            top[0] = largest[0]
+        warp_total(block, top, math.maximum)
+        with block.phase() as thread:
+            lane = int64(lane_of(thread, WARP)[0])
+            if operands.sinks is not None:
+                top[0] = math.maximum(top[0], math.hold(operands.sinks[head]))
+            top[0] = finite(top[0])
+            factor[0] = math.exp_nonpositive(largest[0] - top[0])
+            total[0] = partials.memory[first + T.min(lane, parts - 1) * partials.width + 1] * factor[0]
+            emit.branch(thread < WARP, lambda: T.buffer_store(factors, factor[0], [thread]))
+        warp_total(block, total, lambda a, b: a + b)
+        block.barrier()
+        with block.phase() as thread:
+            if operands.sinks is not None:
+                total[0] = total[0] + math.exp_nonpositive(math.hold(operands.sinks[head]) - top[0])
+            with T.serial(T.int32(-(-size // THREADS))) as step:
+                column = step * THREADS + thread
+
+                def write() -> None:
+                    output = emit.registers("output", 1)
+                    T.buffer_store(output, T.float32(0), [0])
+                    with emit.loop("batch_of_parts", emit.ceil_div(parts, QUAD)) as batch:
+                        # Parts past the last have weight zero; the last one stands for them.
+                        for n in range(QUAD):
+                            part = batch * QUAD + n
+                            value = partials.memory[first + T.min(part, parts - 1) * partials.width + 2 + int64(column)]
+                            T.buffer_store(output, math.fma(factors[int32(part)], value, output[0]), [0])
+                    result = quotient(output[0], total[0])
+                    T.buffer_store(operands.y, result, [b, query, head, int64(column)])
+
+                emit.branch(column < size, write)
+
+    launch((operands.length * config.heads, operands.batch), body, rounded_bytes(WARP, "float32"))

@@ -1,0 +1,41 @@
+"""The 4-bit linear layer of `kernels/linear_int4.py` in blocks of threads: exact integer products by tensor cores.
+
+The weight is the left operand, 16 output features at a time, and rows of x are the columns of the right one, 8 at a time.
+Every lane unpacks the operands it needs from what it has read of the weight (`linear_int4_packing.py`), and no weight passes
+through shared memory. Sums over a group are exact; each group's sum, as a float, is scaled and added in float32.
+
+Few rows (`linear_int4_few.py`): the warps of a block share the chunks of one panel and add up at the end, in the order of the warps;
+each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows (`linear_int4_many.py`): a
+block takes some panels and up to 128 rows, whose codes pass through shared memory in several stages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.blocks.linear_int4_few import FewRows
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, BlockLinearInt4, Layer
+from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
+
+
+def linear_int4(config: BlockLinearInt4) -> Any:
+    """The PrimFunc ``(x_codes (M, K) int8, x_scale (M, 1), weight (packed), [bias (N,)], y (M, N))`` of ``config``.
+
+    x_scale, bias and y are float32; codes are in [-127, 127]; M is any number.
+    """
+
+    def body() -> None:
+        layer = Layer(config)
+
+        def from_kernel(number: int) -> None:
+            if number == len(config.few):
+                ManyRows(layer).emit()
+                return
+            rows = config.few[number]
+            few = FewRows(layer, rows // COLUMNS)
+            emit.branch(layer.rows <= rows, few.emit, lambda: from_kernel(number + 1))
+
+        from_kernel(0)
+
+    return emit.prim_func("linear_int4", body)

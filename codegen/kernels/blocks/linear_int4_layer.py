@@ -1,0 +1,110 @@
+"""One 4-bit linear layer as blocks of threads see it: its arguments, and what a lane does with a chunk of the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tvm.tirx.script import builder as T
+
+from planish.codegen import math
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
+from planish.codegen.pointwise.dtypes import loaded
+from planish.codegen.simt.block import WARP, Block, Registers
+from planish.codegen.tiles.float import Expr
+
+COLUMNS = 8
+"""Rows of x in one product."""
+SHIFTED = 16
+"""What the weights are multiplied with by lying in the high half of a byte."""
+
+
+@dataclass(frozen=True)
+class BlockLinearInt4:
+    """One layer: the weight's layout, whether it has a bias, and how blocks are cut.
+
+    Attributes:
+        warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
+        few: for up to each of these numbers of rows, in rising order, there is a kernel for few rows; multiples of COLUMNS.
+        panels, tiles: panels, and products of 8 rows, of one warp for many rows.
+        stages: chunks of codes in shared memory.
+    """
+
+    layout: BlockInt4Layout
+    bias: bool
+    warps: int = 8
+    depth: int = 4
+    few: tuple[int, ...] = (8, 16, 32, 64)
+    panels: int = 2
+    tiles: int = 8
+    stages: int = 4
+
+
+def configure(layout: BlockInt4Layout, bias: bool) -> BlockLinearInt4:
+    """The kernel for a layer."""
+    warps = next(w for w in (8, 4, 2, 1) if w == 1 or layout.chunks >= 2 * w)
+    return BlockLinearInt4(layout, bias, warps=warps, depth=min(4, -(-layout.chunks // warps)))
+
+
+class Layer:
+    """The arguments, and what both kernels do with a chunk."""
+
+    def __init__(self, config: BlockLinearInt4) -> None:
+        self.config, self.layout = config, config.layout
+        self.rows = emit.symbol("rows")
+        layout = self.layout
+        self.codes = emit.argument("x_codes", (self.rows, layout.in_features), "int8")
+        self.x_scale = emit.argument("x_scale", (self.rows, 1), "float32")
+        self.weight = emit.argument("weight", layout.shape, "uint8")
+        self.bias = emit.argument("bias", (layout.out_features,), "float32") if config.bias else None
+        self.y = emit.argument("y", (self.rows, layout.out_features), "float32")
+
+    @property
+    def scale_words(self) -> int:
+        """Words that hold the scales of two rows."""
+        return 2 if self.layout.scale_dtype == "float32" else 1
+
+    def load_weights(self, block: Block, words: Registers, at: int, chunk: Expr, lane: Expr) -> None:
+        """A lane's words of a chunk, counted over all panels."""
+        layout = self.layout
+        size = layout.vector_words
+        for vector in range(layout.lane_words // size):
+            place = T.cast((vector * WARP + lane) * (4 * size), "int64")
+            block.load_vector(words, at + vector * size, size, self.weight, (chunk, place))
+
+    def load_scales(self, block: Block, words: Registers, at: int, chunk: Expr, lane: Expr) -> None:
+        """For each segment the scales of the lane's two rows, as stored."""
+        layout, size = self.layout, self.scale_words
+        for segment in range(layout.segments):
+            place = T.cast((segment * COLUMNS + lane // 4) * (4 * size), "int64") + layout.value_bytes
+            block.load_vector(words, at + segment * size, size, self.weight, (chunk, place))
+
+    def scale(self, words: Registers, at: int, segment: int, half: int) -> Expr:
+        """One of the two scales of a segment as float32."""
+        start = at + segment * self.scale_words
+        if self.layout.scale_dtype == "float32":
+            return T.reinterpret("float32", words[start + half])
+        bits = T.cast(T.shift_right(words[start], T.uint32(16 * half)), "uint16")
+        if self.layout.scale_dtype == "bfloat16":
+            return loaded(bits, torch.bfloat16)
+        return T.cast(T.reinterpret("float16", bits), "float32")
+
+    def unpack(self, operand: Registers, at: int, words: Registers, first: int) -> None:
+        """The four words of a left operand from the two that a lane has read of it."""
+        for half in range(2):
+            packed = words[first + half]
+            operand[at + 2 * half] = T.bitwise_and(T.shift_left(packed, T.uint32(4)), T.uint32(0xF0F0F0F0))
+            operand[at + 2 * half + 1] = T.bitwise_and(packed, T.uint32(0xF0F0F0F0))
+
+    def add_scaled(self, sums: Registers, at: int, dots: Registers, scales: list[Expr]) -> None:
+        """What a segment adds to four sums."""
+        for number in range(4):
+            dot = T.cast(dots[number], "float32")
+            sums[at + number] = math.fma(dot, scales[number // 2], sums[at + number])
+
+    def result(self, total: Expr, row: Expr, column: Expr) -> None:
+        """Emit the store of one element from its sum, SHIFTED times too large."""
+        value, scale = total * T.float32(1 / SHIFTED), self.x_scale[row, 0]
+        value = value * scale if self.bias is None else math.fma(value, scale, self.bias[column])
+        T.buffer_store(self.y, value, [row, column])

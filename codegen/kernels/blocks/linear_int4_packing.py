@@ -1,0 +1,134 @@
+"""How a 4-bit weight lies for products of 16 x 32 by 32 x 8 bytes (`Block.products_s8`), and the packing into it.
+
+A *panel* is 16 output features, a *chunk* 32, 64 or 128 input features of it: 1, 2 or 4 products. Within a *segment*, the
+part of a chunk that shares scales, lane t = 4 g + r of a warp owns the consecutive features ``run * r ... run * (r + 1) - 1``
+of rows g and g + 8, so that it reads its activations as one piece; a sum of integers does not mind their order. For a chunk:
+
+    vector v:  lane t:  product p of the vector:  half h < 2:  byte b < 4
+        low four bits:   row g, feature run * r + 8 * p + 4 * h + b of the segment, in two's complement
+        high four bits:  the same feature of row g + 8
+    segment s:  row g < 8:  the scales of rows g and g + 8
+
+A shift or a mask leaves 16 q in each byte of an operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from planish.codegen.kernels.linear_int4_packing import SCALE_BYTES, ZEROS
+
+PANEL, PRODUCT = 16, 32
+"""Output and input features of one product."""
+CHUNKS = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class BlockInt4Layout:
+    """Where each element of a packed weight lies.
+
+    Attributes:
+        out_features, in_features: N and K.
+        group: input features that share a scale.
+        scale_dtype: float32, float16 or bfloat16.
+    """
+
+    out_features: int
+    in_features: int
+    group: int
+    scale_dtype: str
+
+    def __post_init__(self) -> None:
+        if self.scale_dtype not in SCALE_BYTES:
+            known = ", ".join(SCALE_BYTES)
+            raise ValueError(f"no 4-bit linear kernel for scales of {self.scale_dtype}: use one of {known}")
+        if self.group % PRODUCT or self.in_features % self.group:
+            raise ValueError(
+                f"groups of {self.group} of {self.in_features} input features cannot be cut into products of {PRODUCT}: "
+                f"choose a group size that is a multiple of {PRODUCT} and divides {self.in_features}"
+            )
+
+    @property
+    def chunk(self) -> int:
+        """Input features of a chunk."""
+        fitting = (c for c in CHUNKS if self.in_features % c == 0 and (self.group % c == 0 or c % self.group == 0))
+        return next(fitting)
+
+    @property
+    def segment(self) -> int:
+        """Input features of a segment."""
+        return min(self.group, self.chunk)
+
+    @property
+    def segments(self) -> int:
+        return self.chunk // self.segment
+
+    @property
+    def products(self) -> int:
+        """Products of a segment."""
+        return self.segment // PRODUCT
+
+    @property
+    def run(self) -> int:
+        """Consecutive input features of a segment that one lane owns."""
+        return self.segment // 4
+
+    @property
+    def lane_words(self) -> int:
+        """Words of four bytes that one lane reads of a chunk: two a product."""
+        return 2 * self.chunk // PRODUCT
+
+    @property
+    def vector_words(self) -> int:
+        """Words that one lane reads at once."""
+        return min(4, self.lane_words)
+
+    @property
+    def value_bytes(self) -> int:
+        return PANEL * self.chunk // 2
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk, scales included."""
+        return self.value_bytes + self.segments * PANEL * SCALE_BYTES[self.scale_dtype]
+
+    @property
+    def panels(self) -> int:
+        """Panels of the weight; the last one is padded with weights of zero."""
+        return -(-self.out_features // PANEL)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a panel."""
+        return self.in_features // self.chunk
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(panels * chunks, bytes of a chunk)."""
+        return self.panels * self.chunks, self.chunk_bytes
+
+    def pack(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Pack ``values`` uint8 (N, K / 2), the code q + 8 of an even feature in the low bits, and ``scales`` (N, K / group).
+
+        Returns:
+            uint8 of `shape`.
+        """
+        padding = self.panels * PANEL - self.out_features
+        # q + 8 and the two's complement of q differ in the highest of four bits.
+        values = torch.nn.functional.pad(values, (0, 0, 0, padding), value=ZEROS) ^ ZEROS
+        codes = torch.stack((values & 15, values >> 4), dim=-1)
+        codes = codes.reshape(self.panels, 2, 8, self.chunks, self.segments, 4, self.products, 8)
+        pairs = codes[:, 0] | codes[:, 1] << 4
+        # [panel, g, chunk, segment, r, product, byte] to [panel, chunk, vector, product of it, g, r, byte]
+        pairs = pairs.permute(0, 2, 3, 5, 1, 4, 6)
+        together = self.vector_words // 2
+        pairs = pairs.reshape(self.panels, self.chunks, -1, together, 8, 4, 8).permute(0, 1, 2, 4, 5, 3, 6)
+        packed = torch.empty((self.panels, self.chunks, self.chunk_bytes), dtype=torch.uint8)
+        packed[..., : self.value_bytes] = pairs.reshape(self.panels, self.chunks, -1)
+        scales = torch.nn.functional.pad(scales, (0, 0, 0, padding))
+        scales = scales.repeat_interleave(self.group // self.segment, dim=1)
+        scales = scales.reshape(self.panels, 2, 8, self.chunks, self.segments).permute(0, 3, 4, 2, 1)
+        packed[..., self.value_bytes :] = scales.contiguous().view(torch.uint8).reshape(self.panels, self.chunks, -1)
+        return packed.reshape(self.shape)
