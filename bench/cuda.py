@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SHAPES = ((14336, 4096), (4096, 14336))
 """Output and input features of an 8B model's largest layers."""
@@ -23,6 +29,7 @@ GROUPS = (128, 32)
 ROWS = (1, 8, 16, 64, 256, 4096)
 COLD_BYTES, COPY_BYTES = 256 << 20, 1 << 30
 CALLS, ROUNDS = 24, 9
+PREFIX, TOKENS, PROMPT = 32, 60, 512
 
 
 def kernel_name(outs: int, ins: int, group: int) -> str:
@@ -46,7 +53,7 @@ def compile_kernels(folder: Path, arch: str) -> None:
             for group in GROUPS:
                 layout = BlockInt4Layout(outs, ins, group, "float16")
                 name = kernel_name(outs, ins, group)
-                functions[name] = linear_int4(configure(layout, False)).with_attr("global_symbol", name)
+                functions[name] = linear_int4(configure(layout, False, target.blocks)).with_attr("global_symbol", name)
                 weights[name] = layout.shape
     with target.compiling():
         library = tvm.compile(tvm.IRModule(functions), target.tvm_target(), tir_pipeline=target.kernel_passes)
@@ -55,6 +62,80 @@ def compile_kernels(folder: Path, arch: str) -> None:
     (folder / "weights.json").write_text(json.dumps(weights))
     for used in target.resources:
         print(json.dumps({"figure": "resources", "arch": arch, **vars(used)}))
+
+
+def compile_model(folder: Path, arch: str, shape: str) -> None:
+    """Compile a whole model in 4 bits, without its weights: they are drawn where it runs."""
+    from shapes import SHAPES
+
+    import planish
+    from planish.passes.dead_code import DeadCode
+    from planish.passes.quantize_weights import QuantizeWeights
+
+    with tempfile.TemporaryDirectory() as checkpoint:
+        model = planish.trace(SHAPES[shape].outline(Path(checkpoint)), check=False)
+        model = planish.compress(model, [QuantizeWeights(group=128), DeadCode()], check=False)
+        artifact = planish.build(model, f"cuda:{arch}", check=False)
+    folder = folder / shape
+    folder.mkdir(parents=True, exist_ok=True)
+    artifact.writers["kernels.so"](folder / "kernels.so")
+    (folder / "manifest.json").write_text(json.dumps(artifact.manifest))
+
+
+def run_model(folder: Path) -> list[dict[str, Any]]:
+    """Decode and prefill of a model with random weights; a token counts until its logits are here."""
+    import torch
+    import tvm_ffi
+
+    from planish.codegen.runtime.cuda import CudaDevice
+    from planish.codegen.runtime.language_model import LanguageModel
+    from planish.codegen.runtime.sizes import parse_type
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    class RandomWeights(CudaDevice):
+        def weights(self, path: Path) -> dict[str, Any]:
+            found = {}
+            for key, text in manifest["weights"].items():
+                type = parse_type(text)
+                shape, dtype = type.shape({}), np.dtype(type.stored)
+                if dtype.kind == "f":
+                    tensor = torch.rand(shape, device="cuda").to(getattr(torch, dtype.name)) * 0.02
+                else:
+                    tensor = _random(shape, 0x3C if dtype.itemsize == 1 else 0x3C00).to(getattr(torch, dtype.name))
+                found[key] = tvm_ffi.from_dlpack(tensor)
+            return found
+
+    model = LanguageModel(folder, manifest, RandomWeights())
+    weights = sum(_bytes(parse_type(text)) for text in manifest["weights"].values())
+    vocabulary = 1000
+    session = model.session()
+    session.read([[n % vocabulary for n in range(PREFIX)]])
+    taken = []
+    for call in range(TOKENS):
+        start = time.perf_counter()
+        session.read([[call % vocabulary]])
+        session.forget_last(0)
+        taken.append(time.perf_counter() - start)
+    token = statistics.median(taken[3:])
+    prompt = [n % vocabulary for n in range(PROMPT)]
+    taken = []
+    for _ in range(6):
+        start = time.perf_counter()
+        model.session().read([prompt])
+        taken.append(time.perf_counter() - start)
+    reading = statistics.median(taken[1:])
+    return [
+        {
+            "figure": "decode", "shape": folder.name, "tokens_per_s": round(1 / token, 1),
+            "weights_mb": round(weights / 1e6), "gb_per_s": round(weights / token / 1e9),
+        },
+        {"figure": "prefill", "shape": folder.name, "tokens": PROMPT, "tokens_per_s": round(PROMPT / reading)},
+    ]  # fmt: skip
+
+
+def _bytes(type: Any) -> int:
+    return math.prod(type.shape({})) * np.dtype(type.stored).itemsize
 
 
 def run(folder: Path) -> None:
@@ -74,10 +155,13 @@ def run(folder: Path) -> None:
 
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
     sink = torch.empty_like(source)
-    copy = _median({"copy": lambda call: sink.copy_(source)}, calls=4)["copy"]
-    bandwidth = 2 * COPY_BYTES / copy
+    contestants: dict[str, Callable[[int], Any]] = {"copy": partial(_copy, source, sink)}
+    bandwidth = 2 * COPY_BYTES / _median(contestants, calls=4)["copy"]
     show(figure="copy", gb_per_s=round(bandwidth / 1e9))
-    del source, sink
+    del source, sink, contestants
+    for model in sorted(folder.glob("*/manifest.json")):
+        for figure in run_model(model.parent):
+            show(**figure)
     for outs, ins in SHAPES:
         for group in GROUPS:
             name = kernel_name(outs, ins, group)
@@ -92,11 +176,10 @@ def run(folder: Path) -> None:
                 y = torch.empty(rows, outs, device="cuda")
                 x = torch.randn(rows, ins, device="cuda", dtype=torch.bfloat16)
                 z = torch.empty(rows, outs, device="cuda", dtype=torch.bfloat16)
-                calls: dict[str, Callable[[int], Any]] = {
-                    "ours": lambda n: kernel(codes, scale, ours[n % len(ours)], y),
-                    "cublas": lambda n: torch.mm(x, dense[n % len(dense)].T, out=z),
-                }
-                seconds = _median(calls, calls=CALLS if rows <= 256 else 4)
+                seconds = _median(
+                    {"ours": partial(_ours, kernel, codes, scale, ours, y), "cublas": partial(_cublas, x, dense, z)},
+                    calls=CALLS if rows <= 256 else 4,
+                )
                 moved, work = size + rows * (ins + 4 * outs + 4), 2 * rows * outs * ins
                 show(
                     figure="4-bit linear", outs=outs, ins=ins, group=group, rows=rows,
@@ -107,10 +190,24 @@ def run(folder: Path) -> None:
                 )  # fmt: skip
 
 
-def _random(shape: list[int], above: int) -> Any:
+def _ours(kernel: Any, codes: Any, scale: Any, weights: list[Any], y: Any, call: int) -> None:
+    kernel(codes, scale, weights[call % len(weights)], y)
+
+
+def _cublas(x: Any, weights: list[Any], z: Any, call: int) -> None:
     import torch
 
-    return torch.randint(0, above, tuple(shape), device="cuda", dtype=torch.uint8)
+    torch.mm(x, weights[call % len(weights)].T, out=z)
+
+
+def _copy(source: Any, sink: Any, call: int) -> None:
+    sink.copy_(source)
+
+
+def _random(shape: Sequence[int], above: int) -> Any:
+    import torch
+
+    return torch.randint(0, above, tuple(shape), device="cuda", dtype=torch.uint8 if above < 256 else torch.int32)
 
 
 def _median(contestants: dict[str, Callable[[int], Any]], calls: int) -> dict[str, float]:
@@ -143,9 +240,12 @@ def main() -> None:
     parser.add_argument("step", choices=("compile", "run"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--arch", default="sm_90")
+    parser.add_argument("--shape", help="also compile a whole model of this shape (bench/shapes.py)")
     options = parser.parse_args()
     if options.step == "compile":
         compile_kernels(options.folder, options.arch)
+        if options.shape:
+            compile_model(options.folder, options.arch, options.shape)
     else:
         run(options.folder)
 

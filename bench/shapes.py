@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,23 @@ class Shape:
             eos_token_id=2,
         )
 
+    def outline(self, folder: Path) -> Path:
+        """Write a checkpoint folder whose weights are a hole in a file: right in names and shapes, and zero."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config().save_pretrained(folder)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(self.config())
+        header, at = {}, 0
+        for name, tensor in model.state_dict().items():
+            end = at + 2 * tensor.numel()
+            header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header).encode()
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + at)
+        return folder
+
     def save(self, folder: Path, seed: int = 0) -> Path:
         """Write a checkpoint folder with random bf16 weights, unless it is there already."""
         if not (folder / "model.safetensors").exists():
@@ -52,5 +71,8 @@ class Shape:
 SHAPES = {
     # A guard model of 1B class after pruning: 20 verdict tokens in the head.
     "guard": Shape(hidden=2048, layers=12, heads=32, kv_heads=8, inner=6400, vocabulary=20),
+    "llama-3.1-8b": Shape(
+        hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=128256, head_size=128
+    ),
     "llama-3.2-1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256),
 }

@@ -21,7 +21,7 @@ from planish.codegen.runtime.manifest import KERNELS, MODULE, WEIGHTS, identity
 from planish.codegen.states import choose_layouts, layouts_of
 from planish.codegen.target import Target
 from planish.codegen.weights_file import write_weights
-from planish.ir import Function, InputError, Module, Node
+from planish.ir import Function, InputError, Module, Node, TensorType
 from planish.ir.text import print_module
 from planish.ir.types import dtype_name
 
@@ -56,15 +56,14 @@ def build(
     manifest = {
         **identity(),
         "target": {"name": target.name, "device": target.device, "features": sorted(target.features())},
+        "weights": {key: _stored_type(p) for key, p in _packed(lowered).items()},
         "functions": {name: _signature(lowered, name) for name in lowered.functions},
         "states": {name: _state(lowered, legal, name) for name in legal.states},
         "metadata": {name: as_json(value) for name, value in module.metadata.items()},
         "recipe": recipe,
         "report": build_report(lowered, target),
     }
-    packed: dict[str, Packed] = {}
-    for function in lowered.functions.values():
-        packed.update((p.key, p) for p in function.weights)
+    packed = _packed(lowered)
     writers: dict[str, Writer] = {
         KERNELS: lambda path: library.export_library(str(path), fcompile=target.linker()),
         WEIGHTS: lambda path: _write_weights(path, packed),
@@ -84,6 +83,17 @@ def prepare(module: Module, target: Target) -> Module:
         return lambda node: isinstance(select(node, site), Kernel)
 
     return legalise(module, DECOMPOSITIONS, served)
+
+
+def _stored_type(packed: Packed) -> str:
+    """A stored tensor's type; whole numbers of 16 bits are the bits of bfloat16."""
+    dtype = torch.bfloat16 if packed.dtype == torch.uint16 else packed.dtype
+    return str(TensorType(dtype, packed.shape))
+
+
+def _packed(lowered: Lowered) -> dict[str, Packed]:
+    """Every stored tensor, once."""
+    return {p.key: p for function in lowered.functions.values() for p in function.weights}
 
 
 def _write_weights(path: Path, packed: Mapping[str, Packed]) -> None:

@@ -91,7 +91,6 @@ class AttentionFamily(Family):
         tiling = None if limits is None else blocks.tiling(config, limits)
         if limits is not None and tiling is None:
             return f"heads of {config.size} and {config.value_size} elements do not fit into a block of threads"
-        function = (lambda: _attention(config)) if limits is None else (lambda: _in_blocks(config, limits))
         weights: dict[int, Packed] = {n: as_float32(p) for n, p in params.items() if p is not None}
         reads = tuple(n for n, o in enumerate(node.inputs) if o is not None and n not in weights)
 
@@ -99,11 +98,14 @@ class AttentionFamily(Family):
             packed = [_packed(to, operands[n], packs[n], o.type) for n, o in caches.items()]
             rest = [to.weight(weights[n]) if n in weights else operands[n] for n in range(PADDING, BIAS + 1)]
             inputs = [operands[0], *packed, *(o for o in rest if o is not None)]
-            return to.call(function(), inputs, [(node.output.type.shape, "float32")])
+            function = _attention(config) if limits is None else _in_blocks(config, limits)
+            return to.call(function, inputs, [(node.output.type.shape, "float32")])
 
         schedule = f"key blocks of {config.block}, tasks of {config.task_rows} rows"
         if tiling is not None:
-            schedule = f"tiles of {tiling.block_rows} rows and {tiling.block_keys} keys, or parts of the keys for few rows"
+            schedule = (
+                f"tiles of {tiling.block_rows} rows and {tiling.block_keys} keys, or parts of the keys for few rows"
+            )
         queries, keys = product(q.type.shape[:2]), product(k.type.shape[:2])
         read = sum(o.type.shape[3] for o in caches.values())
         return Kernel(

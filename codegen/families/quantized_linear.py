@@ -54,10 +54,10 @@ class QuantizedLinearFamily(Family):
         if not isinstance(encoding, GroupedInt) or encoding.bits != 4:
             return f"the weight is encoded as {encoding}, not as grouped 4-bit integers"
         outs, ins = param.type.concrete({})
-        scale_dtype, on_blocks = _name(encoding.scale_dtype), site.target.blocks is not None
+        scale_dtype, limits = _name(encoding.scale_dtype), site.target.blocks
         try:
-            if on_blocks:
-                of_blocks = blocks.configure(BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None)
+            if limits is not None:
+                of_blocks = blocks.configure(BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None, limits)
                 make, weights, schedule = partial(_in_blocks, of_blocks), [_packed_for_blocks(param, of_blocks)], _BLOCKS
                 tile = "s8 products"
             else:

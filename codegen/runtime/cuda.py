@@ -7,10 +7,11 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from planish.codegen.runtime.cuda_graph import Recording, new_stream
 from planish.codegen.runtime.device import Device
 from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.ffi import tvm_ffi
@@ -20,6 +21,8 @@ from planish.codegen.runtime.tensors import aligned_zeros, from_compiled, map_we
 
 CUDA = 2
 """DLPack's number of CUDA devices."""
+KEPT = 8
+"""Calls that stay ready to be replayed; each keeps the memory of its intermediate tensors."""
 _EXISTS, _COMPUTE_VERSION = 0, 4
 _MARK = "cubin;base64,"
 
@@ -47,12 +50,30 @@ def load_cuda_runtime() -> None:
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", _read, override=True)
 
 
+class _Call:
+    """One function with tensors on the GPU; it keeps them, so that nothing else takes their place."""
+
+    def __init__(self, function: Any, arguments: list[Any], weights: Any) -> None:
+        self.function, self.arguments, self.weights = function, arguments, weights
+        self._recording: Recording | None = None
+
+    def run(self) -> list[Any]:
+        return list(self.function(*self.arguments, self.weights))
+
+    def replay(self, place: Any, stream: Any) -> list[Any]:
+        if self._recording is None:
+            self._recording = Recording(place, stream, self.run)
+        return self._recording.replay()
+
+
 class CudaDevice(Device):
     """One GPU. Arrays are copied there for each call, results when they are fetched.
 
     Args:
         number: which of the machine's GPUs.
     """
+
+    kind: ClassVar[str] = "cuda"
 
     def __init__(self, number: int = 0) -> None:
         load_cuda_runtime()
@@ -64,6 +85,9 @@ class CudaDevice(Device):
         if not attribute(CUDA, number, _EXISTS):
             raise input_error(f"this machine has no CUDA device {number}")
         self._version = attribute(CUDA, number, _COMPUTE_VERSION)
+        # By function, shapes of the arrays and tensors of the states; the least recently used one first.
+        self._known: dict[Any, _Call] = {}
+        self._stream = new_stream()
 
     def features(self) -> frozenset[str] | None:
         return frozenset({"sm_" + str(self._version).replace(".", "")})
@@ -77,8 +101,12 @@ class CudaDevice(Device):
         array = np.asarray(array, order="C")
         there = self._allocate(tvm_ffi.Shape(array.shape), tvm_ffi.dtype(str(array.dtype)), self._place, None)
         if array.nbytes:
-            self._send(there, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+            self._fill(there, array)
         return there
+
+    def _fill(self, tensor: Any, array: Any) -> None:
+        array = np.asarray(array, order="C")
+        self._send(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
     def weights(self, path: Path) -> Mapping[str, Any]:
         return {key: self._sent(np.from_dlpack(tensor)) for key, tensor in map_weights(path).items()}
@@ -103,8 +131,21 @@ class CudaDevice(Device):
         return here
 
     def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
-        placed = [self._sent(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        return list(function(*placed, weights))
+        """The first call of its kind runs as it is, the second is recorded, and every later one replays the recording."""
+        kind = (id(function), *((a.shape, a.dtype.str) if isinstance(a, np.ndarray) else id(a) for a in arguments))
+        known = self._known.pop(kind, None)
+        if known is None:
+            known = _Call(function, [self._sent(a) if isinstance(a, np.ndarray) else a for a in arguments], weights)
+            made = known.run()
+        else:
+            for tensor, argument in zip(known.arguments, arguments):
+                if isinstance(argument, np.ndarray) and argument.nbytes:
+                    self._fill(tensor, argument)
+            made = known.replay(self._place, self._stream)
+        self._known[kind] = known
+        if len(self._known) > KEPT:
+            del self._known[next(iter(self._known))]
+        return made
 
     def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:
         return from_compiled(self._fetched(result), type, torch_wanted)

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,12 @@ class Device(ABC):
     """One place to run an artifact. Arrays of this process go in and come out; states stay where the code is.
 
     Every method raises InputError, in one sentence, when the device cannot do what is asked or does not answer.
+
+    Attributes:
+        kind: the kind of device that artifacts must be compiled for.
     """
+
+    kind: ClassVar[str] = "cpu"
 
     @abstractmethod
     def features(self) -> frozenset[str] | None:

@@ -24,6 +24,11 @@ class Executable:
     def __init__(
         self, folder: Path, manifest: dict[str, Any], device: Device, *, threads: int | None = None, keep: Any = None
     ) -> None:
+        if manifest["target"]["device"] != device.kind:
+            raise input_error(
+                f"this artifact was compiled for {manifest['target']['name']} and cannot run on a device of the kind "
+                f"{device.kind!r}: compile the model again for that device"
+            )
         check_features(manifest["target"]["features"], device.features())
         self.folder, self.manifest, self.device, self._keep = folder, manifest, device, keep
         find, weights = device.load(folder / KERNELS), device.weights(folder / WEIGHTS)
@@ -67,7 +72,7 @@ def open_artifact(
             other processes keep cores busy, which changes no bit of a result.
         keep: an object that must live as long as the executable.
         check: compare every file with its digest.
-        device: where to run it; this process when None.
+        device: where to run it; this process, or this machine's first GPU for an artifact for CUDA, when None.
 
     Raises:
         InputError: with one sentence, when it is no artifact, damaged, of another version or for another machine.
@@ -82,4 +87,13 @@ def open_artifact(
             from planish.codegen.runtime.encoder_decoder import EncoderDecoder
 
             kind = EncoderDecoder
-    return kind(Path(folder), manifest, LocalDevice() if device is None else device, threads=threads, keep=keep)
+    return kind(Path(folder), manifest, device or _own_device(manifest), threads=threads, keep=keep)
+
+
+def _own_device(manifest: dict[str, Any]) -> Device:
+    """Where this machine runs an artifact."""
+    if manifest["target"]["device"] == "cuda":
+        from planish.codegen.runtime.cuda import CudaDevice
+
+        return CudaDevice()
+    return LocalDevice()

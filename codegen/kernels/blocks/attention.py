@@ -12,9 +12,10 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention import Attention, Operands
-from planish.codegen.kernels.blocks.attention_decode import KEYS, Slice, attend_in_slices, combine
-from planish.codegen.kernels.blocks.attention_rows import Partials
-from planish.codegen.kernels.blocks.attention_tiles import Tiling, attend_in_tiles, tiling_for
+from planish.codegen.kernels.blocks.attention_decode import KEYS, Slice, attend_in_slices
+from planish.codegen.kernels.blocks.attention_parts import Partials, combine
+from planish.codegen.kernels.blocks.attention_tiles import attend_in_tiles
+from planish.codegen.kernels.blocks.attention_tiling import Tiling, tiling_for
 from planish.codegen.simt.block import WARP
 from planish.codegen.target import BlockLimits
 from planish.codegen.tiles.float import Expr

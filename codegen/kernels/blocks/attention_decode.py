@@ -15,22 +15,20 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention import Attention, Operands
+from planish.codegen.kernels.blocks.attention_parts import Partials
 from planish.codegen.kernels.blocks.attention_rows import (
     QUAD,
     THREADS,
-    Partials,
     Rows,
     Sight,
     Span,
     finite,
-    int32,
     int64,
     lane_of,
     launch,
     load_quad,
     minus_infinity,
     quads,
-    quotient,
 )
 from planish.codegen.simt.block import WARP, Block, rounded_bytes, warp_total
 from planish.codegen.tiles.float import Expr
@@ -292,57 +290,3 @@ class _SliceBlock:
                     partials.store(place(i), int64(column) + 2, total)
 
                 emit.branch(T.And(number < cut.rows * size, self.first + int64(i) < rows.total), add)
-
-
-def combine(partials: Partials) -> None:
-    """Emit the launch that makes y of the partials, with a block to a query and head; there are at most WARP parts.
-
-    The parts' values are added one after another, from the first part on.
-    """
-    config, operands, size = partials.config, partials.operands, partials.config.value_size
-
-    def body(block: Block) -> None:
-        number, b = block.index
-        query, head = number // config.heads, number % config.heads
-        row = query * config.group + head % config.group
-        first = emit.bind("first", partials.place(b, head // config.group, row, emit.index(0)))
-        parts = emit.bind("parts", partials.parts)
-        factors = block.shared("factors", WARP)
-        largest, top, total, factor = (block.registers(n, 1) for n in ("largest", "top", "total", "factor"))
-        with block.phase() as thread:
-            lane = int64(lane_of(thread, WARP)[0])
-            at = first + T.min(lane, parts - 1) * partials.width
-            largest[0] = tirx.Select(lane < parts, partials.memory[at], minus_infinity())
-            top[0] = largest[0]
-        warp_total(block, top, math.maximum)
-        with block.phase() as thread:
-            lane = int64(lane_of(thread, WARP)[0])
-            if operands.sinks is not None:
-                top[0] = math.maximum(top[0], math.hold(operands.sinks[head]))
-            top[0] = finite(top[0])
-            factor[0] = math.exp_nonpositive(largest[0] - top[0])
-            total[0] = partials.memory[first + T.min(lane, parts - 1) * partials.width + 1] * factor[0]
-            emit.branch(thread < WARP, lambda: T.buffer_store(factors, factor[0], [thread]))
-        warp_total(block, total, lambda a, b: a + b)
-        block.barrier()
-        with block.phase() as thread:
-            if operands.sinks is not None:
-                total[0] = total[0] + math.exp_nonpositive(math.hold(operands.sinks[head]) - top[0])
-            with T.serial(T.int32(-(-size // THREADS))) as step:
-                column = step * THREADS + thread
-
-                def write() -> None:
-                    output = emit.registers("output", 1)
-                    T.buffer_store(output, T.float32(0), [0])
-                    with emit.loop("batch_of_parts", emit.ceil_div(parts, QUAD)) as batch:
-                        # Parts past the last have weight zero; the last one stands for them.
-                        for n in range(QUAD):
-                            part = batch * QUAD + n
-                            value = partials.memory[first + T.min(part, parts - 1) * partials.width + 2 + int64(column)]
-                            T.buffer_store(output, math.fma(factors[int32(part)], value, output[0]), [0])
-                    result = quotient(output[0], total[0])
-                    T.buffer_store(operands.y, result, [b, query, head, int64(column)])
-
-                emit.branch(column < size, write)
-
-    launch((operands.length * config.heads, operands.batch), body, rounded_bytes(WARP, "float32"))

@@ -236,27 +236,3 @@ class Sight:
         if shown is not None:
             visible = T.And(visible, shown)
         return math.hold(tirx.Select(visible, score, minus_infinity()))
-
-
-class Partials:
-    """For every row and part of its keys: the largest score, the sum of the weights, the weighted sum of the values."""
-
-    def __init__(self, config: Attention, operands: Operands, parts: Expr) -> None:
-        self.config, self.operands, self.parts = config, operands, parts
-        self.width = config.value_size + 2
-        rows = operands.batch * config.kv_heads * operands.length * config.group
-        self.memory = emit.scratch("partials", rows * parts * self.width)
-
-    def place(self, b: Expr, head: Expr, row: Expr, part: Expr) -> Expr:
-        """Where the largest score stands; the sum and the values follow."""
-        rows = self.operands.length * self.config.group
-        return (((b * self.config.kv_heads + head) * rows + row) * self.parts + part) * self.width
-
-    def store(self, place: Expr, offset: Expr | int, value: Expr) -> None:
-        T.buffer_store(self.memory, value, [place + offset])
-
-
-def quotient(value: Expr, total: Expr) -> Expr:
-    """`value / total`, 0 where nothing was seen; plus zero gives a zero the sign it has without the blocks passed over."""
-    value = math.fma(value / total, T.float32(1), T.float32(0))
-    return tirx.Select(tirx.EQ(total, T.float32(0)), T.float32(0), value)

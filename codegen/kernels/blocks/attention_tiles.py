@@ -7,7 +7,7 @@ the tile's keys, and then some columns of the output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -15,11 +15,11 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.attention import Attention, Operands
+from planish.codegen.kernels.attention import Operands
+from planish.codegen.kernels.blocks.attention_parts import Partials, quotient
 from planish.codegen.kernels.blocks.attention_rows import (
     QUAD,
     THREADS,
-    Partials,
     Rows,
     Sight,
     Span,
@@ -30,75 +30,11 @@ from planish.codegen.kernels.blocks.attention_rows import (
     load_quad,
     minus_infinity,
     quads,
-    quotient,
     store_quad,
 )
-from planish.codegen.simt.block import Block, rounded_bytes, warp_total
+from planish.codegen.kernels.blocks.attention_tiling import KEY_LANES, ROW_LANES, Tiling
+from planish.codegen.simt.block import Block, warp_total
 from planish.codegen.tiles.float import Expr
-
-KEY_LANES = 8
-ROW_LANES = THREADS // KEY_LANES
-LARGEST_OUTPUTS = 128
-"""Registers that a thread's outputs may take."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a block is cut: rows and keys of one thread."""
-
-    config: Attention
-    rows: int
-    keys: int
-
-    @property
-    def block_rows(self) -> int:
-        return self.rows * ROW_LANES
-
-    @property
-    def block_keys(self) -> int:
-        return self.keys * KEY_LANES
-
-    @property
-    def key_stride(self) -> int:
-        """Elements from one query or key to the next: an odd number of quads, so that eight of them lie in all banks."""
-        return (quads(self.config.size) | 1) * QUAD
-
-    @property
-    def value_stride(self) -> int:
-        return self.key_stride if self.config.shared else quads(self.config.value_size) * QUAD
-
-    @property
-    def weight_stride(self) -> int:
-        return self.block_keys + KEY_LANES
-
-    @property
-    def columns(self) -> int:
-        """Quads of the output that one thread has of each row."""
-        return -(-quads(self.config.value_size) // KEY_LANES)
-
-    @property
-    def buffers(self) -> dict[str, int]:
-        """Elements of the shared buffers; where keys and values are one tensor, so are their tiles."""
-        sizes = {
-            "queries": self.block_rows * self.key_stride,
-            "keys": self.block_keys * self.key_stride,
-            "values": self.block_keys * self.value_stride,
-            "weights": self.block_rows * self.weight_stride,
-        }
-        return {name: size for name, size in sizes.items() if name != "values" or not self.config.shared}
-
-    @property
-    def shared_bytes(self) -> int:
-        return sum(rounded_bytes(size, "float32") for size in self.buffers.values())
-
-
-def tiling_for(config: Attention, shared_bytes: int) -> Tiling | None:
-    """The largest tiles that fit into that much shared memory and into the registers of a thread."""
-    for rows, keys in ((4, 4), (2, 4), (2, 2), (1, 2), (1, 1)):
-        tiling = Tiling(config, rows, keys)
-        if tiling.shared_bytes <= shared_bytes and rows * tiling.columns * QUAD <= LARGEST_OUTPUTS:
-            return tiling
-    return None
 
 
 def attend_in_tiles(tiling: Tiling, operands: Operands, partials: Partials | None) -> None:
@@ -157,10 +93,10 @@ class _TileBlock:
         with block.phase() as thread:
             for n in range(self.tiling.rows):
                 row = emit.bind("row", self.row(thread, n))
-                if partials is None:
-                    emit.branch(row < self.rows.total, lambda: self._finish(thread, row, n))
-                else:
-                    emit.branch(row < self.rows.total, lambda: self._part(partials, thread, row, n, part))
+                finish = partial(
+                    self._finish if partials is None else partial(self._part, partials, part), thread, row, n
+                )
+                emit.branch(row < self.rows.total, finish)
 
     def _begin(self) -> None:
         tiling, stride = self.tiling, self.tiling.key_stride
@@ -175,9 +111,7 @@ class _TileBlock:
             def stage(number: Expr) -> None:
                 element, row = lane_of(number, width)
                 existing = self.rows.existing(self.first + int64(row))
-                query = T.if_then_else(
-                    element < self.config.size, self.rows.query(existing, element), T.float32(0)
-                )
+                query = T.if_then_else(element < self.config.size, self.rows.query(existing, element), T.float32(0))
                 T.buffer_store(self.queries, query, [row * stride + element])
 
             _each(thread, tiling.block_rows * width, stage)
@@ -190,7 +124,9 @@ class _TileBlock:
         with self.block.phase() as thread:
             for tile, source, size, stride in sides:
 
-                def stage(number: Expr, tile: Any = tile, source: Any = source, size: int = size, stride: int = stride) -> None:
+                def stage(
+                    number: Expr, tile: Any = tile, source: Any = source, size: int = size, stride: int = stride
+                ) -> None:
                     quad, key = lane_of(number, quads(size))
                     found = self.span.quad(source, base + key, quad)
                     store_quad(tile, key * (stride // QUAD) + quad, found)
@@ -271,7 +207,7 @@ class _TileBlock:
             for e in range(QUAD):
                 column = (lane + KEY_LANES * c) * QUAD + e
                 output = self.outputs[(n * self.tiling.columns + c) * QUAD + e]
-                emit.branch(column < self.config.value_size, lambda: write(int64(column), output))
+                emit.branch(column < self.config.value_size, partial(write, int64(column), output))
 
     def _finish(self, thread: Expr, row: Expr, n: int) -> None:
         rows, operands = self.rows, self.rows.operands
@@ -288,7 +224,7 @@ class _TileBlock:
 
         self._each_output(thread, n, write)
 
-    def _part(self, partials: Partials, thread: Expr, row: Expr, n: int, part: Expr) -> None:
+    def _part(self, partials: Partials, part: Expr, thread: Expr, row: Expr, n: int) -> None:
         place = emit.bind("place", partials.place(self.rows.b, self.rows.head, row, part))
 
         def statistics() -> None:

@@ -4,9 +4,9 @@ The weight is the left operand, 16 output features at a time, and rows of x are 
 Every lane unpacks the operands it needs from what it has read of the weight (`linear_int4_packing.py`), and no weight passes
 through shared memory. Sums over a group are exact; each group's sum, as a float, is scaled and added in float32.
 
-Few rows (`linear_int4_few.py`): the warps of a block share the chunks of one panel and add up at the end, in the order of the warps;
-each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows (`linear_int4_many.py`): a
-block takes some panels and up to 128 rows, whose codes pass through shared memory in several stages.
+Few rows (`linear_int4_few.py`): the warps of a block share the chunks of a panel and add up at the end, in the order of the
+warps; each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows
+(`linear_int4_many.py`): a block takes 8 panels and up to 128 rows, which pass through shared memory in several stages.
 """
 
 from __future__ import annotations
@@ -28,14 +28,22 @@ def linear_int4(config: BlockLinearInt4) -> Any:
     def body() -> None:
         layer = Layer(config)
 
-        def from_kernel(number: int) -> None:
+        def from_few(number: int) -> None:
             if number == len(config.few):
-                ManyRows(layer).emit()
+                from_many(0)
                 return
             rows = config.few[number]
             few = FewRows(layer, rows // COLUMNS)
-            emit.branch(layer.rows <= rows, few.emit, lambda: from_kernel(number + 1))
+            emit.branch(layer.rows <= rows, few.emit, lambda: from_few(number + 1))
 
-        from_kernel(0)
+        def from_many(number: int) -> None:
+            many = ManyRows(layer, config.tiles[number])
+            if number == len(config.tiles) - 1:
+                many.emit()
+                return
+            down, across = many.grid
+            emit.branch(down * across >= config.multiprocessors, many.emit, lambda: from_many(number + 1))
+
+        from_few(0)
 
     return emit.prim_func("linear_int4", body)

@@ -7,7 +7,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
-from planish.codegen.simt.block import WARP, Block, rounded_bytes
+from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 
@@ -78,8 +78,12 @@ class FewRows:
                 place = T.min(place, emit.index(layout.panels - 1))
             chunk = emit.bind("chunk", place * layout.chunks + number)
             at = stage * self.panels + panel
-            layer.load_weights(block, self.words, at * layout.lane_words, chunk, lane)
-            layer.load_scales(block, self.scales, at * self.scale_words, chunk, lane)
+
+            def read(words: Registers, first: int, count: int, byte: Expr, chunk: Expr = chunk) -> None:
+                block.load_vector(words, first, count, layer.weight, (chunk, T.cast(byte, "int64")))
+
+            layer.load_weights(read, self.words, at * layout.lane_words, lane)
+            layer.load_scales(read, self.scales, at * self.scale_words, lane)
         if self.staged:
             for tile in range(self.tiles):
                 self._load_codes(block, (stage * self.tiles + tile) * self.code_words, tile, number, lane)

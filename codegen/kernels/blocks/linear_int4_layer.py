@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from tvm.tirx.script import builder as T
@@ -11,13 +13,19 @@ from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
 from planish.codegen.pointwise.dtypes import loaded
-from planish.codegen.simt.block import WARP, Block, Registers
+from planish.codegen.simt.block import WARP, Registers
+from planish.codegen.target import BlockLimits
 from planish.codegen.tiles.float import Expr
 
 COLUMNS = 8
 """Rows of x in one product."""
+MANY_PANELS = 8
+"""Panels of a block for many rows."""
 SHIFTED = 16
 """What the weights are multiplied with by lying in the high half of a byte."""
+
+
+Read: TypeAlias = Callable[[Registers, int, int, Expr], None]
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,9 @@ class BlockLinearInt4:
     Attributes:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: for up to each of these numbers of rows, in rising order, there is a kernel for few rows; multiples of COLUMNS.
-        panels, tiles: panels, and products of 8 rows, of one warp for many rows.
-        stages: chunks of codes in shared memory.
+        tiles: products of 8 rows of one warp for many rows, in falling order; all but the last where they fill the machine.
+        stages: chunks in shared memory at a time.
+        multiprocessors: how many blocks run side by side at least.
     """
 
     layout: BlockInt4Layout
@@ -36,15 +45,25 @@ class BlockLinearInt4:
     warps: int = 8
     depth: int = 4
     few: tuple[int, ...] = (8, 16, 32, 64)
-    panels: int = 2
-    tiles: int = 8
+    tiles: tuple[int, ...] = (8, 4)
     stages: int = 4
+    multiprocessors: int = 1
 
 
-def configure(layout: BlockInt4Layout, bias: bool) -> BlockLinearInt4:
-    """The kernel for a layer."""
+def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> BlockLinearInt4:
+    """The kernel for a layer on a machine."""
     warps = next(w for w in (8, 4, 2, 1) if w == 1 or layout.chunks >= 2 * w)
-    return BlockLinearInt4(layout, bias, warps=warps, depth=min(4, -(-layout.chunks // warps)))
+    # Tiles of many rows keep the machine busy from few rows on where the layer is wide.
+    wide = layout.panels >= MANY_PANELS * limits.multiprocessors // 2
+    return BlockLinearInt4(
+        layout,
+        bias,
+        warps=warps,
+        depth=min(4, -(-layout.chunks // warps)),
+        few=(8, 16) if wide else (8, 16, 32, 64),
+        stages=4 if limits.shared_bytes > 128 << 10 else 3,
+        multiprocessors=limits.multiprocessors,
+    )
 
 
 class Layer:
@@ -65,20 +84,18 @@ class Layer:
         """Words that hold the scales of two rows."""
         return 2 if self.layout.scale_dtype == "float32" else 1
 
-    def load_weights(self, block: Block, words: Registers, at: int, chunk: Expr, lane: Expr) -> None:
-        """A lane's words of a chunk, counted over all panels."""
-        layout = self.layout
-        size = layout.vector_words
-        for vector in range(layout.lane_words // size):
-            place = T.cast((vector * WARP + lane) * (4 * size), "int64")
-            block.load_vector(words, at + vector * size, size, self.weight, (chunk, place))
+    def load_weights(self, read: Read, words: Registers, at: int, lane: Expr) -> None:
+        """A lane's words of a chunk; `read(words, at, count, byte)` loads from a place of the chunk."""
+        size = self.layout.vector_words
+        for vector in range(self.layout.lane_words // size):
+            read(words, at + vector * size, size, (vector * WARP + lane) * (4 * size))
 
-    def load_scales(self, block: Block, words: Registers, at: int, chunk: Expr, lane: Expr) -> None:
+    def load_scales(self, read: Read, words: Registers, at: int, lane: Expr) -> None:
         """For each segment the scales of the lane's two rows, as stored."""
         layout, size = self.layout, self.scale_words
         for segment in range(layout.segments):
-            place = T.cast((segment * COLUMNS + lane // 4) * (4 * size), "int64") + layout.value_bytes
-            block.load_vector(words, at + segment * size, size, self.weight, (chunk, place))
+            place = (segment * COLUMNS + lane // 4) * (4 * size) + layout.value_bytes
+            read(words, at + segment * size, size, place)
 
     def scale(self, words: Registers, at: int, segment: int, half: int) -> Expr:
         """One of the two scales of a segment as float32."""
