@@ -7,18 +7,18 @@ READY  := $(VENV)/.ready
 # Derandomised, so that a red run means a change; `make nightly` searches at random.
 export HYPOTHESIS_PROFILE ?= ci
 
-.PHONY: demo test quick nightly lint arm clean
+.PHONY: demo test quick nightly lint arm cuda clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-test: $(READY) lint arm
+test: $(READY) lint arm cuda
 	$(BIN)/python -m pytest -n 2 --dist loadfile --tier full
 
 quick: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-nightly: $(READY) arm
+nightly: $(READY) arm cuda
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile --tier nightly
 
 lint: $(READY)
@@ -29,6 +29,11 @@ lint: $(READY)
 arm: $(READY)
 	@command -v qemu-aarch64 >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y --no-install-recommends qemu-user; } || true
 	-@$(BIN)/python -P -m planish.targets.arm.emulator
+
+# nvcc from packages where the machine has none; where that fails, the tests that need it are skipped and say why.
+cuda: $(READY)
+	-@$(BIN)/python -P -c "from planish.targets.cuda.compiler import find_nvcc; find_nvcc()" 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cuda]"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

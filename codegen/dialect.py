@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from planish.codegen.simt.block import Block
 from planish.codegen.tiles.float import Expr
-
-if TYPE_CHECKING:
-    from planish.codegen.simt.block import Block
 
 
 class Dialect(ABC):
@@ -142,18 +140,21 @@ def speaking(dialect: Dialect) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def emitted_once(make: Callable[P, R]) -> Callable[P, R]:
     """Keep what a maker of PrimFuncs has made, for each dialect and its arguments."""
 
     @lru_cache(maxsize=256)
-    def known(dialect: str, *args: Any, **kwargs: Any) -> R:
+    def known(dialect: str, *args: P.args, **kwargs: P.kwargs) -> R:
         return make(*args, **kwargs)
 
     @wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> R:
-        return known(current().name, *args, **kwargs)
+        # The cache's type asks for hashable arguments, which a ParamSpec cannot promise.
+        keywords: dict[str, Any] = kwargs
+        return known(current().name, *args, **keywords)
 
     return made

@@ -22,10 +22,12 @@ class BlockLimits:
     Attributes:
         shared_bytes: shared memory of one block.
         multiprocessors: how many run blocks side by side.
+        group_products: whether warps multiply in groups (`Block.group_products_s8`).
     """
 
     shared_bytes: int
     multiprocessors: int
+    group_products: bool = False
 
 
 class Target(ABC):

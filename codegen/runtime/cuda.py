@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from planish.codegen.runtime.cuda_graph import Recording, new_stream
+from planish.codegen.runtime.cuda_graph import CUDART, Recording, new_stream
 from planish.codegen.runtime.device import Device
 from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.ffi import tvm_ffi
@@ -38,15 +40,28 @@ def _read(text: str) -> bytes:
     return base64.b64decode(text[len(_MARK) :])
 
 
+def _load_cudart() -> None:
+    """CUDA's own runtime, which TVM's part needs: the machine's, or that of the package nvidia-cuda-runtime."""
+    packaged = Path(sysconfig.get_paths()["purelib"]).glob(f"nvidia/cu*/lib/{CUDART}")
+    for place in (CUDART, *map(str, packaged)):
+        with suppress(OSError):
+            ctypes.CDLL(place, ctypes.RTLD_GLOBAL)
+            return
+
+
 @cache
 def load_cuda_runtime() -> None:
     """TVM's part for CUDA, loaded once; InputError where there is no driver."""
     load_runtime()
+    _load_cudart()
     library = find_runtime().with_name("libtvm_runtime_cuda.so")
     try:
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise input_error(f"this machine cannot run CUDA artifacts: {error}") from error
+        raise input_error(
+            f"this machine cannot run CUDA artifacts: {error}; libcuda comes with NVIDIA's driver, "
+            f"libcudart with `pip install planish[cuda]`"
+        ) from error
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", _read, override=True)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.ffi import tvm_ffi
 
+CUDART = "libcudart.so.13"
+"""CUDA's runtime, of the version that TVM's part for CUDA names."""
 _RELAXED = 2
 """Capture mode in which memory may be asked for meanwhile."""
 
@@ -20,7 +22,7 @@ _RELAXED = 2
 @cache
 def _driver() -> Any:
     # Loaded already, as part of TVM's runtime for CUDA.
-    return ctypes.CDLL("libcudart.so.13")
+    return ctypes.CDLL(CUDART)
 
 
 def _checked(name: str, *arguments: Any) -> None:

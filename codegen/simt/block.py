@@ -104,6 +104,30 @@ class Block(ABC):
         """
 
     @abstractmethod
+    def group_products_s8(
+        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+    ) -> None:
+        """Begin ``D += A B``, or ``D = A B`` when `fresh`, of 128 neighbouring threads: A int8 [64, 32], B int8 [32, columns].
+
+        Warp w of the four holds in a[0..3] rows 16 w ... of A as in `products_s8`, and in sums[4 c ... 4 c + 3] (int32) columns
+        8 c ... of the same rows. Column j of B is the line of 128 bytes at ``place + 128 j`` of shared memory, of which 32
+        bytes are read; the 16-byte pieces of a line lie exchanged, piece q in the place of q ^ (j % 8), and the first line
+        begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`. (PTX: wgmma.)
+        """
+
+    @abstractmethod
+    def group_start(self) -> None:
+        """Make registers written so far visible to group products that follow; `share` does so for shared memory."""
+
+    @abstractmethod
+    def group_wait(self) -> None:
+        """Wait for all group products begun so far."""
+
+    @abstractmethod
+    def share(self) -> None:
+        """Before a barrier: make what this thread wrote or copied into shared memory visible to group products behind it."""
+
+    @abstractmethod
     def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
         """A warp reads `count` (2 or 4) matrices of 8 rows of 16 bytes from shared memory.
 

@@ -126,6 +126,33 @@ class SerialBlock(Block):
                 product = element(word, part) * element(other, part)
                 T.buffer_store(total, total[place] + product, [place])
 
+    def group_products_s8(
+        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+    ) -> None:
+        assert isinstance(sums, _Registers) and isinstance(a, _Registers)
+        left, total = a.buffer, sums.buffer
+        with self.phase() as thread, T.serial(T.int32(columns // 2)) as number:
+            lane = thread % WARP
+            row_lane, column = thread - lane % 4, number // 4 * 8 + lane % 4 * 2 + number % 2
+            at = thread * sums.size + number
+            if fresh:
+                T.buffer_store(total, T.int32(0), [at])
+            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
+                word = left[(row_lane + quarter) * a.size + a_at + 2 * half + number % 4 // 2]
+                weight = T.cast(T.cast(T.shift_right(word, T.cast(part * 8, "uint32")), "int8"), "int32")
+                line = T.cast(place, "int32") + column * 128 + 16 * half + 4 * quarter + part
+                byte = T.bitwise_xor(line, T.shift_left(T.bitwise_and(T.shift_right(line, 7), 7), 4))
+                T.buffer_store(total, total[at] + weight * T.cast(shared[byte], "int32"), [at])
+
+    def group_start(self) -> None:
+        pass
+
+    def group_wait(self) -> None:
+        pass
+
+    def share(self) -> None:
+        pass
+
     def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
         places = T.alloc_buffer((self.threads,), "int64")
         size = 4 // bytes_of(str(shared.dtype)) if bytes_of(str(shared.dtype)) < 4 else 1

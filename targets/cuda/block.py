@@ -9,7 +9,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from planish.codegen.simt.block import ALIGNMENT, Block, Registers, bytes_of, rounded_bytes
+from planish.codegen.simt.block import Block, Registers, bytes_of, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 _PREFIX = "planish_"
@@ -33,7 +33,9 @@ __device__ __forceinline__ void NAME({sum_type}* d, const unsigned* a, const uns
 }}"""
 
 
-_PRODUCTS_S8, _FRESH_PRODUCTS_S8 = (_mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r", fresh) for fresh in (False, True))
+_PRODUCTS_S8, _FRESH_PRODUCTS_S8 = (
+    _mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r", fresh) for fresh in (False, True)
+)
 _PRODUCTS_BF16 = _mma("m16n8k16.row.col.f32.bf16.bf16.f32", "float", "f")
 
 _LOAD_MATRICES = {
@@ -56,6 +58,28 @@ __device__ __forceinline__ void NAME(void* to, const void* from, int bytes) {
   unsigned at = (unsigned)__cvta_generic_to_shared(to);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(from), "r"(bytes) : "memory");
 }"""
+
+
+def _plain(instructions: str) -> str:
+    return f'__device__ __forceinline__ void NAME() {{ asm volatile("{instructions}" ::: "memory"); }}'
+
+
+def _group_products(columns: int, fresh: bool) -> str:
+    """The descriptor of B: lines of 128 bytes with exchanged pieces (1 << 62), eight of them 1024 bytes apart (64 << 32)."""
+    count = columns // 2
+    sums = ",".join(f"%{n}" for n in range(count))
+    outputs = ", ".join(f'"+r"(d[{n}])' for n in range(count))
+    a = ",".join(f"%{count + n}" for n in range(4))
+    return f"""
+__device__ __forceinline__ void NAME(int* d, const unsigned* a, const void* b) {{
+  unsigned at = (unsigned)__cvta_generic_to_shared(b);
+  unsigned long long described = (unsigned long long)((at & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, {int(not fresh)}, 0;\\n"
+      "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.s8.s8 {{{sums}}}, {{{a}}}, %{count + 4}, p;\\n}}"
+      : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described));
+}}"""
+
+
 _COMMIT = '__device__ __forceinline__ void NAME() { asm volatile("cp.async.commit_group;" ::: "memory"); }'
 
 
@@ -108,7 +132,7 @@ class CudaBlock(Block):
         self._arena = None
         if shared_bytes:
             self._arena = IRBuilder.name(
-                "arena", T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn", align=ALIGNMENT)
+                "arena", T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn", align=1024)
             )
         self._shared_bytes, self._taken = shared_bytes, 0
 
@@ -151,6 +175,24 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
         places = _address(sums, at), _address(a, a_at), _address(b, b_at)
         T.evaluate(device_call("products_bf16", _PRODUCTS_BF16, *places))
+
+    def group_products_s8(
+        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+    ) -> None:
+        name = f"group_products_s8_{columns}{'_fresh' if fresh else ''}"
+        row = T.address_of(shared[place])
+        T.evaluate(device_call(name, _group_products(columns, fresh), _address(sums, 0), _address(a, a_at), row))
+
+    def group_start(self) -> None:
+        T.evaluate(device_call("group_start", _plain("wgmma.fence.sync.aligned;")))
+
+    def group_wait(self) -> None:
+        T.evaluate(
+            device_call("group_wait", _plain("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"))
+        )
+
+    def share(self) -> None:
+        T.evaluate(device_call("share", _plain("fence.proxy.async.shared::cta;")))
 
     def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
         row = T.address_of(shared[place(T.cast(self._thread, "int32"))])

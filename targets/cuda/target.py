@@ -35,7 +35,7 @@ class CudaTarget(Target):
     def __init__(self, processor: Processor | None = None) -> None:
         self.processor = find_processor("") if processor is None else processor
         self.name = f"cuda:{self.processor.name}"
-        self._compiling = Compiling(self.processor.name)
+        self._compiling = Compiling(self.processor.code)
 
     @classmethod
     def named(cls, detail: str) -> Self:
@@ -43,7 +43,7 @@ class CudaTarget(Target):
 
     def tvm_target(self) -> Any:
         kind = {
-            "kind": "cuda", "arch": self.processor.name, "max_threads_per_block": 1024, "thread_warp_size": 32,
+            "kind": "cuda", "arch": self.processor.code, "max_threads_per_block": 1024, "thread_warp_size": 32,
             "max_shared_memory_per_block": self.processor.shared_bytes,
         }  # fmt: skip
         return tvm.target.Target(kind, host=tvm.target.Target({"kind": "llvm"}))
@@ -72,7 +72,7 @@ class CudaTarget(Target):
 
     @property
     def blocks(self) -> BlockLimits:
-        return BlockLimits(self.processor.shared_bytes, self.processor.multiprocessors)
+        return BlockLimits(self.processor.shared_bytes, self.processor.multiprocessors, self.processor.group_products)
 
     @property
     def kernel_passes(self) -> str:

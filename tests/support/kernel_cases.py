@@ -60,7 +60,7 @@ class Case:
     def function(self, name: str) -> Function:
         builder = Builder(name)
         inputs = [
-            builder.input(f"x{n}", o) if isinstance(o, TensorType) else o and ParamRef(o.name, o.type)
+            o if o is None else ParamRef(o.name, o.type) if isinstance(o, Param) else builder.input(f"x{n}", o)
             for n, o in enumerate(self.operands)
         ]
         node = builder.node(self.op, *inputs)

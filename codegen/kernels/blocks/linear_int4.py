@@ -6,7 +6,8 @@ through shared memory. Sums over a group are exact; each group's sum, as a float
 
 Few rows (`linear_int4_few.py`): the warps of a block share the chunks of a panel and add up at the end, in the order of the
 warps; each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows
-(`linear_int4_many.py`): a block takes 8 panels and up to 128 rows, which pass through shared memory in several stages.
+(`linear_int4_many.py`, and `linear_int4_groups.py` where warps multiply in groups): a block takes 8 panels and up to 128
+rows, which pass through shared memory in several stages.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_few import FewRows
+from planish.codegen.kernels.blocks.linear_int4_groups import GroupRows
 from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, BlockLinearInt4, Layer
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
 
@@ -37,7 +39,7 @@ def linear_int4(config: BlockLinearInt4) -> Any:
             emit.branch(layer.rows <= rows, few.emit, lambda: from_few(number + 1))
 
         def from_many(number: int) -> None:
-            many = ManyRows(layer, config.tiles[number])
+            many = (GroupRows if config.groups else ManyRows)(layer, config.tiles[number])
             if number == len(config.tiles) - 1:
                 many.emit()
                 return

@@ -90,17 +90,12 @@ class FewRows:
 
     def _load_codes(self, block: Block, first: int, tile: int, number: Expr, lane: Expr) -> None:
         """A lane's codes of one chunk of 8 rows; rows past the end are zero."""
-        layout = self.layout
         row = T.cast(tile * COLUMNS + lane // 4, "int64")
-        of_run, size = layout.run // 4, min(4, layout.run // 4)
 
         def read() -> None:
-            for segment in range(layout.segments):
-                for part in range(of_run // size):
-                    place = number * layout.chunk + (segment * layout.segment + 4 * size * part)
-                    place = place + T.cast(lane % 4 * layout.run, "int64")
-                    at = first + segment * of_run + part * size
-                    block.load_vector(self.codes, at, size, self.layer.codes, (row, place), keep=True)
+            place = emit.bind("place", number * self.layout.chunk + T.cast(lane % 4 * 4, "int64"))
+            for word in range(self.code_words):
+                block.load_vector(self.codes, first + word, 1, self.layer.codes, (row, place + 16 * word), keep=True)
 
         def clear() -> None:
             for word in range(self.code_words):
@@ -124,7 +119,7 @@ class FewRows:
                         at = 4 * (panel * products + product)
                         self.layer.unpack(self.operand, at, self.words, first + 2 * product)
             for tile in range(self.tiles):
-                first = segment * (layout.run // 4)
+                first = 2 * segment * products
                 if self.staged:
                     first += (stage * self.tiles + tile) * self.code_words
                 else:
@@ -147,7 +142,7 @@ class FewRows:
         with block.phase():
             at = (stage * self.panels + panel) * self.scale_words
             scales = [self.layer.scale(self.scales, at, segment, half) for half in range(2)]
-            self.layer.add_scaled(self.sums, 4 * (panel * self.tiles + tile), self.dots, scales)
+            self.layer.add_scaled(self.sums, 4 * (panel * self.tiles + tile), self.dots, 0, scales)
 
     def _finish(self, block: Block) -> None:
         """Add up the warps in their order, and store."""

@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
+from planish.codegen.kernels.blocks.linear_int4_packing import CHUNKS, BlockInt4Layout
 from planish.codegen.pointwise.dtypes import loaded
 from planish.codegen.simt.block import WARP, Registers
 from planish.codegen.target import BlockLimits
@@ -35,7 +35,8 @@ class BlockLinearInt4:
     Attributes:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: for up to each of these numbers of rows, in rising order, there is a kernel for few rows; multiples of COLUMNS.
-        tiles: products of 8 rows of one warp for many rows, in falling order; all but the last where they fill the machine.
+        tiles: times 8 rows of a block for many rows, in falling order; all but the last where they fill the machine.
+        groups: whether warps multiply in groups.
         stages: chunks in shared memory at a time.
         multiprocessors: how many blocks run side by side at least.
     """
@@ -45,7 +46,8 @@ class BlockLinearInt4:
     warps: int = 8
     depth: int = 4
     few: tuple[int, ...] = (8, 16, 32, 64)
-    tiles: tuple[int, ...] = (8, 4)
+    tiles: tuple[int, ...] = (16, 8)
+    groups: bool = False
     stages: int = 4
     multiprocessors: int = 1
 
@@ -62,6 +64,7 @@ def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> Block
         depth=min(4, -(-layout.chunks // warps)),
         few=(8, 16) if wide else (8, 16, 32, 64),
         stages=4 if limits.shared_bytes > 128 << 10 else 3,
+        groups=limits.group_products and layout.chunk == CHUNKS[0],
         multiprocessors=limits.multiprocessors,
     )
 
@@ -114,10 +117,10 @@ class Layer:
             operand[at + 2 * half] = T.bitwise_and(T.shift_left(packed, T.uint32(4)), T.uint32(0xF0F0F0F0))
             operand[at + 2 * half + 1] = T.bitwise_and(packed, T.uint32(0xF0F0F0F0))
 
-    def add_scaled(self, sums: Registers, at: int, dots: Registers, scales: list[Expr]) -> None:
+    def add_scaled(self, sums: Registers, at: int, dots: Registers, first: int, scales: list[Expr]) -> None:
         """What a segment adds to four sums."""
         for number in range(4):
-            dot = T.cast(dots[number], "float32")
+            dot = T.cast(dots[first + number], "float32")
             sums[at + number] = math.fma(dot, scales[number // 2], sums[at + number])
 
     def result(self, total: Expr, row: Expr, column: Expr) -> None:

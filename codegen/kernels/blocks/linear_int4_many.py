@@ -23,24 +23,24 @@ ACROSS, DOWN = MANY_PANELS // PANELS, 2
 """Warps of a block along the panels and along the rows."""
 VECTOR = 16
 """Bytes of one asynchronous copy."""
-# Bytes behind each row of codes, so that lanes that read together read different banks: by the bytes a lane reads in one run.
-PADDING = {8: 32, 16: 64, 32: 16}
+PADDING = 16
+"""Bytes behind each row of codes, so that the eight rows of a matrix lie in different banks."""
 
 
 class ManyRows:
-    """The kernel of one layer with `tiles` products of 8 rows to a warp.
+    """The kernel of one layer with `tiles` times 8 rows to a block.
 
     Both the packed weight and the codes pass through shared memory, so that what is on its way needs no registers.
     """
 
     def __init__(self, layer: Layer, tiles: int) -> None:
-        self.layer, self.config, self.layout, self.tiles = layer, layer.config, layer.config.layout, tiles
+        self.layer, self.config, self.layout = layer, layer.config, layer.config.layout
+        self.tiles = tiles // DOWN
         self.threads = ACROSS * DOWN * WARP
-        self.rows = DOWN * tiles * COLUMNS
+        self.rows = tiles * COLUMNS
         # As many sums side by side as it takes to hide the latency of a product.
-        self.together = min(4, tiles // 2)
-        chunk, padding = self.layout.chunk, PADDING[self.layout.run]
-        self.stride = chunk if chunk % 128 == padding else chunk + padding
+        self.together = min(4, self.tiles // 2)
+        self.stride = self.layout.chunk + PADDING
         self.codes_bytes, self.weight_bytes = self.rows * self.stride, MANY_PANELS * self.layout.chunk_bytes
         self.scale_words = layer.scale_words * self.layout.segments
 
@@ -62,7 +62,7 @@ class ManyRows:
         self.stored_scales = block.registers("stored_scales", PANELS * self.scale_words, "uint32")
         self.scales = block.registers("scales", PANELS * layout.segments * 2)
         self.operand = block.registers("operand", PANELS * layout.segments * layout.products * 4, "uint32")
-        self.codes = block.registers("lane_codes", self.together * layout.run // 4, "uint32")
+        self.codes = block.registers("lane_codes", self.together * 2 * layout.products, "uint32")
         self.dots = block.registers("dots", self.together * PANELS * 4, "int32")
         self.sums = block.registers("sums", PANELS * self.tiles * 4)
         with block.phase():
@@ -141,7 +141,7 @@ class ManyRows:
                     for number in range(self.together):
                         for panel in range(PANELS):
                             of_panel = (panel * layout.segments + segment) * layout.products + product
-                            codes = number * (layout.run // 4) + 2 * product
+                            codes = 2 * (number * layout.products + product)
                             dots = 4 * (number * PANELS + panel)
                             block.products_s8(
                                 self.dots, dots, self.operand, 4 * of_panel, self.codes, codes, fresh=product == 0
@@ -152,18 +152,18 @@ class ManyRows:
                             self._add(segment, first + number, number, panel)
 
     def _read(self, block: Block, stage: Expr, segment: int, tile: int, number: int) -> None:
-        """A lane's codes of one segment and 8 rows."""
-        layout = self.layout
-        words = layout.run // 4
-        size = min(4, words)
-        with block.phase() as thread:
-            lane, half = thread % WARP, thread // WARP // ACROSS
-            line = (half * self.tiles + tile) * COLUMNS + lane // 4
-            at = line * self.stride + segment * layout.segment + lane % 4 * layout.run
-            place = emit.bind("place", stage * self.codes_bytes + T.cast(at, "int64"))
-            for part in range(words // size):
-                first = number * words + part * size
-                block.load_shared(self.codes, first, size, self.shared_codes, place + 4 * size * part)
+        """A lane's codes of one segment and 8 rows: two products at a time, each of two matrices."""
+        words = 2 * self.layout.products
+        count = min(4, words)
+        for part in range(words // count):
+
+            def place(thread: Expr, part: int = part) -> Expr:
+                lane, half = thread % WARP, thread // WARP // ACROSS
+                line = (half * self.tiles + tile) * COLUMNS + lane % 8
+                at = line * self.stride + segment * self.layout.segment + (part * count + lane // 8 % count) * VECTOR
+                return stage * self.codes_bytes + T.cast(at, "int64")
+
+            block.load_matrices(self.codes, number * words + part * count, count, self.shared_codes, place)
 
     def _add(self, segment: int, tile: int, number: int, panel: int) -> None:
         at = (panel * self.tiles + tile) * 4

@@ -1,11 +1,10 @@
 """How a 4-bit weight lies for products of 16 x 32 by 32 x 8 bytes (`Block.products_s8`), and the packing into it.
 
-A *panel* is 16 output features, a *chunk* 32, 64 or 128 input features of it: 1, 2 or 4 products. Within a *segment*, the
-part of a chunk that shares scales, lane t = 4 g + r of a warp owns the consecutive features ``run * r ... run * (r + 1) - 1``
-of rows g and g + 8, so that it reads its activations as one piece; a sum of integers does not mind their order. For a chunk:
+A *panel* is 16 output features, a *chunk* 32, 64 or 128 input features of it: 1, 2 or 4 products. A *segment* is the part of
+a chunk that shares scales. For a chunk, with t = 4 g + r:
 
     vector v:  lane t:  product p of the vector:  half h < 2:  byte b < 4
-        low four bits:   row g, feature run * r + 8 * p + 4 * h + b of the segment, in two's complement
+        low four bits:   row g, feature 16 h + 4 r + b of the product, in two's complement
         high four bits:  the same feature of row g + 8
     segment s:  row g < 8:  the scales of rows g and g + 8
 
@@ -71,11 +70,6 @@ class BlockInt4Layout:
         return self.segment // PRODUCT
 
     @property
-    def run(self) -> int:
-        """Consecutive input features of a segment that one lane owns."""
-        return self.segment // 4
-
-    @property
     def lane_words(self) -> int:
         """Words of four bytes that one lane reads of a chunk: two a product."""
         return 2 * self.chunk // PRODUCT
@@ -119,12 +113,10 @@ class BlockInt4Layout:
         # q + 8 and the two's complement of q differ in the highest of four bits.
         values = torch.nn.functional.pad(values, (0, 0, 0, padding), value=ZEROS) ^ ZEROS
         codes = torch.stack((values & 15, values >> 4), dim=-1)
-        codes = codes.reshape(self.panels, 2, 8, self.chunks, self.segments, 4, self.products, 8)
+        codes = codes.reshape(self.panels, 2, 8, self.chunks, self.chunk // PRODUCT, 2, 4, 4)
         pairs = codes[:, 0] | codes[:, 1] << 4
-        # [panel, g, chunk, segment, r, product, byte] to [panel, chunk, vector, product of it, g, r, byte]
-        pairs = pairs.permute(0, 2, 3, 5, 1, 4, 6)
-        together = self.vector_words // 2
-        pairs = pairs.reshape(self.panels, self.chunks, -1, together, 8, 4, 8).permute(0, 1, 2, 4, 5, 3, 6)
+        # [panel, g, chunk, product, h, r, b] to [panel, chunk, vector, g, r, product of it, h, b]
+        pairs = pairs.unflatten(3, (-1, self.vector_words // 2)).permute(0, 2, 3, 1, 6, 4, 5, 7)
         packed = torch.empty((self.panels, self.chunks, self.chunk_bytes), dtype=torch.uint8)
         packed[..., : self.value_bytes] = pairs.reshape(self.panels, self.chunks, -1)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, padding))

@@ -1,4 +1,4 @@
-"""RMS norm and layer norm with a row to a block; the arithmetic of `kernels/norms.py`, its sums in the order of the threads."""
+"""RMS norm and layer norm with a row to a block: the arithmetic of `kernels/norms.py`, sums in the order of the threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def norm(config: Norm, centred: bool) -> Any:
         def at_row(block: Block) -> None:
             (row,), along = block.index, RowBlock(block, width)
             source = x if total is None else total
-            if total is not None:
+            if total is not None and residual is not None:
                 with block.phase() as thread:
                     along.each(thread, lambda k: T.buffer_store(total, x[row, k] + residual[row, k], [row, k]))
             zero = T.float32(0)
