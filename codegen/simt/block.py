@@ -77,6 +77,10 @@ class Block(ABC):
         """Wait until every thread of the block is here, and what they wrote can be read."""
 
     @abstractmethod
+    def warp_barrier(self) -> None:
+        """The same for the threads of each warp alone."""
+
+    @abstractmethod
     def uniform(self, registers: Registers, at: int) -> Expr:
         """An element that is the same in all threads, for use outside of phases."""
 

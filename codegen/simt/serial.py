@@ -71,6 +71,9 @@ class SerialBlock(Block):
     def barrier(self) -> None:
         pass
 
+    def warp_barrier(self) -> None:
+        pass
+
     def uniform(self, registers: Registers, at: int) -> Expr:
         assert isinstance(registers, _Registers)
         return registers.of(T.int32(0), at)

@@ -156,6 +156,9 @@ class CudaBlock(Block):
     def barrier(self) -> None:
         T.evaluate(T.cuda.cta_sync())
 
+    def warp_barrier(self) -> None:
+        T.evaluate(T.cuda.warp_sync())
+
     def uniform(self, registers: Registers, at: int) -> Expr:
         return registers[at]
 

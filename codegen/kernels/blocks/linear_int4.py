@@ -17,7 +17,7 @@ from typing import Any
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_few import FewRows
 from planish.codegen.kernels.blocks.linear_int4_groups import GroupRows
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, BlockLinearInt4, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import BlockLinearInt4, Layer
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
 
 
@@ -34,8 +34,8 @@ def linear_int4(config: BlockLinearInt4) -> Any:
             if number == len(config.few):
                 from_many(0)
                 return
-            rows = config.few[number]
-            few = FewRows(layer, rows // COLUMNS)
+            rows, tiles = config.few[number]
+            few = FewRows(layer, tiles)
             emit.branch(layer.rows <= rows, few.emit, lambda: from_few(number + 1))
 
         def from_many(number: int) -> None:

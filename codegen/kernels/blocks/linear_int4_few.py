@@ -5,31 +5,35 @@ from __future__ import annotations
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, PADDING, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 
 class FewRows:
-    """Some panels to a block, their chunks dealt to the warps in turn; up to 8 `tiles` rows.
+    """Some panels and 8 `tiles` rows to a block, its chunks dealt to the warps in turn.
 
-    The words of some chunks are always on their way. Codes of few rows are asked for with them, those of more rows, which
-    would not fit into the registers, when they are used: they come from a cache.
+    Some chunks of every warp are always on their way: the words of the weight into registers, the codes into a part of shared
+    memory that is the warp's own.
     """
 
     def __init__(self, layer: Layer, tiles: int) -> None:
         self.layer, self.config, self.layout, self.tiles = layer, layer.config, layer.config.layout, tiles
         self.panels = 1 if tiles <= 2 else 2
-        self.staged = tiles <= 2
         self.depth = max(1, min(self.config.depth, -(-self.layout.chunks // self.config.warps)) // self.panels)
-        self.code_words = self.layout.lane_words
         self.scale_words = layer.scale_words * self.layout.segments
+        self.stride = self.layout.chunk + PADDING
+        self.stage_bytes = COLUMNS * tiles * self.stride
 
     def emit(self) -> None:
-        shared = rounded_bytes(self.config.warps * self._cells, "float32")
+        warps = self.config.warps
+        partial = rounded_bytes(warps * self._cells, "float32")
+        codes = rounded_bytes(warps * self.depth * self.stage_bytes, "int8")
         groups = emit.ceil_div(self.layout.panels, self.panels)
-        emit.launch((groups,), self.config.warps * WARP, self._panels, shared)
+        rows = emit.ceil_div(self.layer.rows, COLUMNS * self.tiles)
+        # Blocks of the same panels run side by side, and the weight comes once from memory.
+        emit.launch((rows, groups), warps * WARP, self._panels, partial + codes)
 
     @property
     def _cells(self) -> int:
@@ -38,9 +42,10 @@ class FewRows:
 
     def _panels(self, block: Block) -> None:
         config, layout, depth, panels = self.config, self.layout, self.depth, self.panels
+        self.shared_codes = block.shared("codes", config.warps * depth * self.stage_bytes, "int8")
         self.words = block.registers("words", depth * panels * layout.lane_words, "uint32")
         self.scales = block.registers("scales", depth * panels * self.scale_words, "uint32")
-        self.codes = block.registers("codes", (depth * self.tiles if self.staged else 1) * self.code_words, "uint32")
+        self.codes = block.registers("lane_codes", 2 * layout.products, "uint32")
         self.sums = block.registers("sums", 4 * self.tiles * panels)
         self.dots = block.registers("dots", 4, "int32")
         self.operand = block.registers("operand", 4 * layout.products * panels, "uint32")
@@ -52,7 +57,9 @@ class FewRows:
             self._fill(block, stage, stage)
         with emit.loop("round", -(-steps // depth)) as turn:
             for stage in range(depth):
-                self._multiply(block, stage, turn * depth + stage)
+                block.wait(depth - 1)
+                block.warp_barrier()
+                self._multiply(block, stage)
                 self._fill(block, stage, (turn + 1) * depth + stage)
         self._finish(block)
 
@@ -61,19 +68,20 @@ class FewRows:
         return emit.bind("number", T.cast(thread // WARP, "int64") + step * self.config.warps)
 
     def _fill(self, block: Block, stage: int, step: Expr | int) -> None:
-        """Ask for a chunk of every panel; past the end nothing is read, and what is multiplied is zero."""
+        """Ask for a chunk of every panel and of the rows; past the end nothing is read, and what is multiplied is zero."""
         chunks = self.layout.chunks
         with block.phase() as thread:
             number = self._number(thread, step)
             always = isinstance(step, int) and (step + 1) * self.config.warps <= chunks
             there = True if always else number < chunks
-            emit.branch(there, lambda: self._load(block, stage, number, thread % WARP), lambda: self._clear(stage))
+            emit.branch(there, lambda: self._load(block, stage, number, thread), lambda: self._clear(stage))
+        block.commit()
 
-    def _load(self, block: Block, stage: int, number: Expr, lane: Expr) -> None:
-        layer, layout = self.layer, self.layout
+    def _load(self, block: Block, stage: int, number: Expr, thread: Expr) -> None:
+        layer, layout, lane = self.layer, self.layout, thread % WARP
         for panel in range(self.panels):
             # Panels past the end read the last one again; what they compute is stored nowhere.
-            place = block.index[0] * self.panels + panel
+            place = block.index[1] * self.panels + panel
             if layout.panels % self.panels:
                 place = T.min(place, emit.index(layout.panels - 1))
             chunk = emit.bind("chunk", place * layout.chunks + number)
@@ -84,61 +92,72 @@ class FewRows:
 
             layer.load_weights(read, self.words, at * layout.lane_words, lane)
             layer.load_scales(read, self.scales, at * self.scale_words, lane)
-        if self.staged:
-            for tile in range(self.tiles):
-                self._load_codes(block, (stage * self.tiles + tile) * self.code_words, tile, number, lane)
+        self._copy_codes(block, stage, number, thread)
 
-    def _load_codes(self, block: Block, first: int, tile: int, number: Expr, lane: Expr) -> None:
-        """A lane's codes of one chunk of 8 rows; rows past the end are zero."""
-        row = T.cast(tile * COLUMNS + lane // 4, "int64")
+    def _copy_codes(self, block: Block, stage: int, number: Expr, thread: Expr) -> None:
+        """Begin to copy the rows' codes of one chunk into the warp's part; rows past the end are zero."""
+        layout, layer = self.layout, self.layer
+        of_row = layout.chunk // VECTOR
+        count = COLUMNS * self.tiles * of_row
+        for turn in range(-(-count // WARP)):
+            piece = turn * WARP + thread % WARP
 
-        def read() -> None:
-            place = emit.bind("place", number * self.layout.chunk + T.cast(lane % 4 * 4, "int64"))
-            for word in range(self.code_words):
-                block.load_vector(self.codes, first + word, 1, self.layer.codes, (row, place + 16 * word), keep=True)
+            def copy(piece: Expr = piece) -> None:
+                line, place = piece // of_row, piece % of_row * VECTOR
+                row = emit.bind("row", block.index[0] * (COLUMNS * self.tiles) + T.cast(line, "int64"))
+                source = (row, number * layout.chunk + T.cast(place, "int64"))
+                at = self._codes_at(thread, stage) + line * self.stride + place
+                block.copy_async(self.shared_codes, at, layer.codes, source, row < layer.rows)
 
-        def clear() -> None:
-            for word in range(self.code_words):
-                self.codes[first + word] = T.uint32(0)
+            emit.branch(True if (turn + 1) * WARP <= count else piece < count, copy)
 
-        emit.branch(row < self.layer.rows, read, clear)
+    def _codes_at(self, thread: Expr, stage: int) -> Expr:
+        """Where a warp's codes of one stage begin."""
+        return (thread // WARP * self.depth + stage) * self.stage_bytes
 
     def _clear(self, stage: int) -> None:
-        for register in (self.words, self.scales, *([self.codes] if self.staged else [])):
+        for register in (self.words, self.scales):
             size = register.size // self.depth
             for word in range(size):
                 register[stage * size + word] = T.uint32(0)
 
-    def _multiply(self, block: Block, stage: int, step: Expr) -> None:
-        layout, products = self.layout, self.layout.products
-        for segment in range(layout.segments):
+    def _multiply(self, block: Block, stage: int) -> None:
+        for segment in range(self.layout.segments):
             with block.phase():
-                for panel in range(self.panels):
-                    first = (stage * self.panels + panel) * layout.lane_words + 2 * segment * products
-                    for product in range(products):
-                        at = 4 * (panel * products + product)
-                        self.layer.unpack(self.operand, at, self.words, first + 2 * product)
+                self._unpack(stage, segment)
             for tile in range(self.tiles):
-                first = 2 * segment * products
-                if self.staged:
-                    first += (stage * self.tiles + tile) * self.code_words
-                else:
-                    self._load_late(block, tile, step)
+                self._read(block, stage, segment, tile)
                 for panel in range(self.panels):
-                    self._products(block, stage, segment, panel, tile, first)
+                    self._products(block, stage, segment, panel, tile)
 
-    def _load_late(self, block: Block, tile: int, step: Expr) -> None:
-        with block.phase() as thread:
-            # Of a chunk past the end any codes will do: its weights are zero.
-            number = T.min(self._number(thread, step), emit.index(self.layout.chunks - 1))
-            self._load_codes(block, 0, tile, number, thread % WARP)
+    def _unpack(self, stage: int, segment: int) -> None:
+        layout, products = self.layout, self.layout.products
+        for panel in range(self.panels):
+            first = (stage * self.panels + panel) * layout.lane_words + 2 * segment * products
+            for product in range(products):
+                at = 4 * (panel * products + product)
+                self.layer.unpack(self.operand, at, self.words, first + 2 * product)
 
-    def _products(self, block: Block, stage: int, segment: int, panel: int, tile: int, first: int) -> None:
+    def _read(self, block: Block, stage: int, segment: int, tile: int) -> None:
+        """A lane's codes of one segment and 8 rows."""
+        layout, words = self.layout, 2 * self.layout.products
+        count = min(4, words)
+        for part in range(words // count):
+
+            def place(thread: Expr, part: int = part) -> Expr:
+                lane = thread % WARP
+                piece = part * count + lane // 8 % count
+                line = (tile * COLUMNS + lane % 8) * self.stride
+                return self._codes_at(thread, stage) + line + segment * layout.segment + piece * VECTOR
+
+            block.load_matrices(self.codes, part * count, count, self.shared_codes, place)
+
+    def _products(self, block: Block, stage: int, segment: int, panel: int, tile: int) -> None:
         """The products of one segment of one panel and 8 rows, scaled and added."""
         products = self.layout.products
         for product in range(products):
             at = 4 * (panel * products + product)
-            block.products_s8(self.dots, 0, self.operand, at, self.codes, first + 2 * product, fresh=product == 0)
+            block.products_s8(self.dots, 0, self.operand, at, self.codes, 2 * product, fresh=product == 0)
         with block.phase():
             at = (stage * self.panels + panel) * self.scale_words
             scales = [self.layer.scale(self.scales, at, segment, half) for half in range(2)]
@@ -147,6 +166,7 @@ class FewRows:
     def _finish(self, block: Block) -> None:
         """Add up the warps in their order, and store."""
         warps, cells, width = self.config.warps, self._cells, self.panels * PANEL
+        rows = COLUMNS * self.tiles
         shared = block.shared("partial", warps * cells)
         with block.phase() as thread:
             lane, start = thread % WARP, thread // WARP * cells
@@ -167,8 +187,8 @@ class FewRows:
                     total[0] = shared[cell]
                     for warp in range(1, warps):
                         total[0] = total[0] + shared[warp * cells + cell]
-                    row = emit.bind("row", T.cast(cell // width, "int64"))
-                    column = emit.bind("column", block.index[0] * width + T.cast(cell % width, "int64"))
+                    row = emit.bind("row", block.index[0] * rows + T.cast(cell // width, "int64"))
+                    column = emit.bind("column", block.index[1] * width + T.cast(cell % width, "int64"))
                     inside = T.And(row < self.layer.rows, column < self.layout.out_features)
                     emit.branch(inside, lambda: self.layer.result(total[0], row, column))
 

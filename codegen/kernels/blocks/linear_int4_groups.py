@@ -12,15 +12,15 @@ from functools import partial
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 GROUP_WARPS = 4
 """Warps, and so panels, of a group."""
-VECTOR, LINE = 16, 128
-"""Bytes of one asynchronous copy, and of a row's codes in shared memory."""
+LINE = 128
+"""Bytes of a row's codes in shared memory."""
 
 
 class GroupRows:
@@ -129,14 +129,20 @@ class GroupRows:
                     emit.branch(True if whole else number < count, partial(copy, number))
 
     def _store(self, block: Block, thread: Expr) -> None:
-        lane, panel = thread % WARP, T.cast(thread // WARP, "int64")
-        for part in range(2):
-            feature = T.cast(lane // 4 + 8 * part, "int64")
-            column = emit.bind("column", (block.index[1] * MANY_PANELS + panel) * PANEL + feature)
+        layer, lane = self.layer, thread % WARP
+        panel = block.index[1] * MANY_PANELS + T.cast(thread // WARP, "int64")
+        column = emit.bind("column", panel * PANEL + T.cast(lane // 4, "int64"))
+        row = emit.bind("row", block.index[0] * self.rows + T.cast(lane % 4 * 2, "int64"))
+
+        def store(guarded: bool) -> None:
             for tile in range(self.tiles):
-                for second in range(2):
-                    line = T.cast(tile * COLUMNS + lane % 4 * 2 + second, "int64")
-                    row = emit.bind("row", block.index[0] * self.rows + line)
-                    inside = T.And(row < self.layer.rows, column < self.layout.out_features)
-                    value = self.sums[4 * tile + 2 * part + second]
-                    emit.branch(inside, partial(self.layer.result, value, row, column))
+                for number in range(4):
+                    at = row + (tile * COLUMNS + number % 2), column + number // 2 * 8
+                    value = self.sums[4 * tile + number]
+                    inside = T.And(at[0] < layer.rows, at[1] < self.layout.out_features) if guarded else True
+                    emit.branch(inside, partial(layer.result, value, *at))
+
+        inside = (block.index[0] + 1) * self.rows <= layer.rows
+        if self.layout.panels % MANY_PANELS or self.layout.out_features % PANEL:
+            inside = T.And(inside, (block.index[1] + 1) * (MANY_PANELS * PANEL) <= self.layout.out_features)
+        emit.branch(inside, partial(store, False), partial(store, True))

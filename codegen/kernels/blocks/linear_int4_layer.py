@@ -19,6 +19,10 @@ from planish.codegen.tiles.float import Expr
 
 COLUMNS = 8
 """Rows of x in one product."""
+VECTOR = 16
+"""Bytes of one asynchronous copy."""
+PADDING = 16
+"""Bytes behind each row of codes in shared memory, so that the eight rows of a matrix lie in different banks."""
 MANY_PANELS = 8
 """Panels of a block for many rows."""
 SHIFTED = 16
@@ -34,7 +38,7 @@ class BlockLinearInt4:
 
     Attributes:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
-        few: for up to each of these numbers of rows, in rising order, there is a kernel for few rows; multiples of COLUMNS.
+        few: kernels for few rows: (up to so many, in rising order, times 8 rows to a block).
         tiles: times 8 rows of a block for many rows, in falling order; all but the last where they fill the machine.
         groups: whether warps multiply in groups.
         stages: chunks in shared memory at a time.
@@ -45,7 +49,7 @@ class BlockLinearInt4:
     bias: bool
     warps: int = 8
     depth: int = 4
-    few: tuple[int, ...] = (8, 16, 32, 64)
+    few: tuple[tuple[int, int], ...] = ((8, 1), (16, 2), (64, 4))
     tiles: tuple[int, ...] = (16, 8)
     groups: bool = False
     stages: int = 4
@@ -62,7 +66,7 @@ def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> Block
         bias,
         warps=warps,
         depth=min(4, -(-layout.chunks // warps)),
-        few=(8, 16) if wide else (8, 16, 32, 64),
+        few=((8, 1), (16, 2)) if wide else ((8, 1), (16, 2), (64, 4)),
         stages=4 if limits.shared_bytes > 128 << 10 else 3,
         groups=limits.group_products and layout.chunk == CHUNKS[0],
         multiprocessors=limits.multiprocessors,

@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, PADDING, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
@@ -21,10 +21,6 @@ PANELS = 2
 """Panels of a warp."""
 ACROSS, DOWN = MANY_PANELS // PANELS, 2
 """Warps of a block along the panels and along the rows."""
-VECTOR = 16
-"""Bytes of one asynchronous copy."""
-PADDING = 16
-"""Bytes behind each row of codes, so that the eight rows of a matrix lie in different banks."""
 
 
 class ManyRows:

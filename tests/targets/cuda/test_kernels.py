@@ -1,0 +1,98 @@
+"""Every kernel cut for a GPU against the interpreter: thread after thread in both orders, and on the GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from planish.codegen.build import build
+from planish.codegen.runtime.executable import Executable, open_artifact
+from planish.ir import GroupedInt, Param
+from planish.targets import open_target
+from planish.targets.cuda.target import CudaOnHost
+from planish.testing.compiled import call, compiled, faults
+from planish.testing.gpus import need_gpu, need_nvcc
+from planish.testing.kernel_cases import INTEGERS, Case, everything, module_of
+
+pytestmark = pytest.mark.full
+
+INT4 = {name: case for name, case in INTEGERS.items() if case.op.name == "quantized_linear"}
+
+
+@cache
+def _thread_by_thread(backwards: bool = False) -> Executable:
+    return build(module_of(everything()), CudaOnHost(backwards=backwards)).load()
+
+
+def _in_order(folder: Path) -> Executable:
+    return _thread_by_thread()
+
+
+def _on_gpu(folder: Path) -> Executable:
+    gpu = need_gpu()
+    need_nvcc()
+    (architecture,) = gpu.features() or ()
+    artifact = build(module_of(everything()), open_target(f"cuda:{architecture}"))
+    return open_artifact(artifact.save(folder / "kernels"), device=gpu)
+
+
+MACHINES: dict[str, Callable[[Path], Executable]] = {"thread by thread": _in_order, "GPU": _on_gpu}
+
+
+@pytest.fixture(scope="module", params=list(MACHINES))
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executable:
+    return MACHINES[request.param](tmp_path_factory.mktemp("cuda"))
+
+
+def test_every_kernel_agrees_with_the_interpreter(machine: Executable) -> None:
+    module, broken = module_of(everything()), []
+    for number, (name, case) in enumerate(everything().items()):
+        inputs = case.inputs(number)
+        found = faults(module, name, inputs, call(machine, name, inputs))
+        broken += [f"{name} {case.op} on {[str(t) for t in case.types]}: {fault}" for fault in found]
+    assert not broken, "\n".join(broken)
+
+
+def test_four_bits_agree_with_the_host(machine: Executable) -> None:
+    """Integer sums are exact in any order; with scales they are float32 sums, one term a group."""
+    host = compiled(module_of(INT4))
+    for number, (name, case) in enumerate(INT4.items()):
+        inputs = case.inputs(number)
+        (got,), (want,) = (call(e, name, inputs) for e in (machine, host))
+        distance = (got.double() - want.double()).abs()
+        assert bool((distance <= allowed(case, *inputs)).all()), name
+
+
+def allowed(case: Case, x: torch.Tensor, x_scales: torch.Tensor) -> torch.Tensor:
+    """How far two orders of summation may be apart: nothing where all scales of the weight are one.
+
+    Of n groups, a term takes at most n + 3 roundings: by its scale, n - 1 sums, the scale of the row, and two for the bias.
+    """
+    weight, bias = case.operands[2:]
+    assert isinstance(weight, Param) and isinstance(weight.encoding, GroupedInt)
+    if bool((weight.storage()["scales"] == 1).all()):
+        return torch.zeros(())
+    group = weight.encoding.group
+    values, groups = weight.value().double(), x.shape[1] // group
+    terms = torch.einsum("mgk,ngk->mng", x.double().unflatten(1, (groups, group)), values.unflatten(1, (groups, group)))
+    size = terms.abs().sum(-1) * x_scales.double().abs()
+    if isinstance(bias, Param):
+        size = size + bias.value().double().abs()
+    rounding = (groups + 3) * torch.finfo(torch.float32).eps / 2
+    return 2 * rounding / (1 - rounding) * size
+
+
+def test_results_do_not_depend_on_the_order_of_the_threads() -> None:
+    one, other = _thread_by_thread(), _thread_by_thread(backwards=True)
+    for number, (name, case) in enumerate(everything().items()):
+        inputs = case.inputs(number)
+        for a, b in zip(call(one, name, inputs), call(other, name, inputs), strict=True):
+            assert bits(a) == bits(b), name
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
