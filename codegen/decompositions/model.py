@@ -66,7 +66,7 @@ def _attention(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
     group = q.type.shape[2] // k.type.shape[2]
     mask = _visible(to, op, arguments, length, keys)
     # A key that no query sees may hold anything, even NaN: it must not reach the products.
-    seen = to.call("any.dim", mask, 2)
+    seen = to.call("any.dim", mask, 1)
     seen = to.call("reshape.default", seen, [seen.type.shape[0], keys, 1, 1])
     k, v = (_heads(to, to.call("where.ScalarOther", seen, t, 0.0), group) for t in (k, v))
     scores = to.call("matmul.default", to.call("transpose.int", q, 1, 2), to.call("transpose.int", k, 2, 3))

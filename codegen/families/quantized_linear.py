@@ -57,17 +57,21 @@ class QuantizedLinearFamily(Family):
         scale_dtype, limits = _name(encoding.scale_dtype), site.target.blocks
         try:
             if limits is not None:
-                of_blocks = blocks.configure(BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None, limits)
-                make, weights, schedule = partial(_in_blocks, of_blocks), [_packed_for_blocks(param, of_blocks)], _BLOCKS
+                of_blocks = blocks.configure(
+                    BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None, limits
+                )
+                make, weights, schedule = (
+                    partial(_in_blocks, of_blocks),
+                    [_packed_for_blocks(param, of_blocks)],
+                    _BLOCKS,
+                )
                 tile = "s8 products"
             else:
                 config = configurations(
                     site.target.int8_tile, ins, outs, encoding.group, scale_dtype, bias is not None
                 )[0]
                 make, weights, tile = partial(_linear, config), [_packed(param, config)], config.tile.name
-                schedule = (
-                    f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task"
-                )
+                schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task"
         except ValueError as error:
             return str(error)
         if added is not None:

@@ -34,7 +34,8 @@ def spell(code: bytes) -> str:
     return _MARK + base64.b64encode(code).decode("ascii")
 
 
-def _read(text: str) -> bytes:
+def machine_code(text: str) -> bytes:
+    """What `spell` has spelt; TVM asks for it with the text that it finds in a library."""
     if not text.startswith(_MARK):
         raise RuntimeError("the library holds CUDA C++ and no machine code: build it with planish")
     return base64.b64decode(text[len(_MARK) :])
@@ -62,7 +63,7 @@ def load_cuda_runtime() -> None:
             f"this machine cannot run CUDA artifacts: {error}; libcuda comes with NVIDIA's driver, "
             f"libcudart with `pip install planish[cuda]`"
         ) from error
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", _read, override=True)
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", machine_code, override=True)
 
 
 class _Call:

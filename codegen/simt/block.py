@@ -92,7 +92,7 @@ class Block(ABC):
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
     ) -> None:
-        """A warp's ``D += A B``, or ``D = A B`` when `fresh`, with A int8 [16, 32], B int8 [32, 8] and D int32 [16, 8], exactly.
+        """A warp's ``D += A B``, or ``D = A B`` when `fresh`: A int8 [16, 32], B int8 [32, 8], D int32 [16, 8], exactly.
 
         Lane t = 4 g + r holds in a[0..3] (uint32, four bytes each, the lowest first) the bytes 4 r ... 4 r + 3 of rows g and
         g + 8, then the bytes 16 + 4 r ... of the same rows; in b[0..1] the bytes 4 r ... and 16 + 4 r ... of column g; in
@@ -111,12 +111,12 @@ class Block(ABC):
     def group_products_s8(
         self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
     ) -> None:
-        """Begin ``D += A B``, or ``D = A B`` when `fresh`, of 128 neighbouring threads: A int8 [64, 32], B int8 [32, columns].
+        """Begin ``D += A B``, or ``D = A B`` when `fresh`, of 128 threads in a row: A int8 [64, 32], B int8 [32, columns].
 
-        Warp w of the four holds in a[0..3] rows 16 w ... of A as in `products_s8`, and in sums[4 c ... 4 c + 3] (int32) columns
-        8 c ... of the same rows. Column j of B is the line of 128 bytes at ``place + 128 j`` of shared memory, of which 32
-        bytes are read; the 16-byte pieces of a line lie exchanged, piece q in the place of q ^ (j % 8), and the first line
-        begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`. (PTX: wgmma.)
+        Warp w of the four holds in a[0..3] rows 16 w ... of A as in `products_s8`, and in sums[4 c ... 4 c + 3] (int32)
+        columns 8 c ... of the same rows. Column j of B is the line of 128 bytes at ``place + 128 j`` of shared memory, of
+        which 32 bytes are read; the 16-byte pieces of a line lie exchanged, piece q in the place of q ^ (j % 8), and the
+        first line begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`. (PTX: wgmma.)
         """
 
     @abstractmethod
@@ -124,8 +124,12 @@ class Block(ABC):
         """Make registers written so far visible to group products that follow; `share` does so for shared memory."""
 
     @abstractmethod
-    def group_wait(self) -> None:
-        """Wait for all group products begun so far."""
+    def group_commit(self) -> None:
+        """Close a set of the group products begun so far."""
+
+    @abstractmethod
+    def group_wait(self, sets: int) -> None:
+        """Wait for all group products but those of the last `sets` sets."""
 
     @abstractmethod
     def share(self) -> None:

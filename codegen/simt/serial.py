@@ -150,7 +150,10 @@ class SerialBlock(Block):
     def group_start(self) -> None:
         pass
 
-    def group_wait(self) -> None:
+    def group_commit(self) -> None:
+        pass
+
+    def group_wait(self, sets: int) -> None:
         pass
 
     def share(self) -> None:

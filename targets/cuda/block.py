@@ -189,10 +189,11 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     def group_start(self) -> None:
         T.evaluate(device_call("group_start", _plain("wgmma.fence.sync.aligned;")))
 
-    def group_wait(self) -> None:
-        T.evaluate(
-            device_call("group_wait", _plain("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"))
-        )
+    def group_commit(self) -> None:
+        T.evaluate(device_call("group_commit", _plain("wgmma.commit_group.sync.aligned;")))
+
+    def group_wait(self, sets: int) -> None:
+        T.evaluate(device_call(f"group_wait_{sets}", _plain(f"wgmma.wait_group.sync.aligned {sets};")))
 
     def share(self) -> None:
         T.evaluate(device_call("share", _plain("fence.proxy.async.shared::cta;")))

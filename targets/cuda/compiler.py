@@ -63,9 +63,8 @@ def compile_cuda(source: str, arch: str) -> tuple[bytes, list[Resources]]:
     with tempfile.TemporaryDirectory() as folder:
         text, code = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         text.write_text(source, encoding="utf-8")
-        command = [
-            str(nvcc), "--cubin", "-O3", "-std=c++17", "--fmad=false", "-Xptxas=-v", f"-arch={arch}", "-o", str(code), str(text),
-        ]  # fmt: skip
+        options = ["--cubin", "-O3", "-std=c++17", "--fmad=false", "-Xptxas=-v", f"-arch={arch}"]
+        command = [str(nvcc), *options, "-o", str(code), str(text)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PlanishError(f"nvcc cannot compile the kernels for {arch}:\n{done.stdout}{done.stderr}")
@@ -102,16 +101,25 @@ class Compiling:
 
     def __init__(self, arch: str) -> None:
         self.arch, self.resources = arch, list[Resources]()
+        self._failure: PlanishError | None = None
 
     def __enter__(self) -> Compiling:
+        self._failure = None
         tvm_ffi.register_global_func("tvm_callback_cuda_postproc", self._compile, override=True)
         return self
 
     def __exit__(self, *error: object) -> None:
         tvm_ffi.register_global_func("tvm_callback_cuda_postproc", _as_it_is, override=True)
+        # On its way through TVM an error loses its class.
+        if self._failure is not None:
+            raise self._failure from None
 
     def _compile(self, source: str, target: object) -> str:
-        code, resources = compile_cuda(source, self.arch)
+        try:
+            code, resources = compile_cuda(source, self.arch)
+        except PlanishError as failure:
+            self._failure = failure
+            raise
         self.resources += resources
         return spell(code)
 

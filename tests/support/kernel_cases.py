@@ -143,13 +143,15 @@ INTEGERS: dict[str, Case] = {
         f"int4_{rows}_{columns}_{group}_{unit}": Case(
             QuantizedLinear(),
             (
-                tensor(rows, 192, dtype=torch.int8),
+                tensor(rows, features, dtype=torch.int8),
                 tensor(rows, 1),
-                in_four_bits(f"q{rows}.{columns}.{group}.{unit}", columns, 192, group, unit),
+                in_four_bits(f"q{rows}.{columns}.{group}.{unit}", columns, features, group, unit),
                 None if unit else weight(f"added{rows}.{columns}.{group}", columns),
             ),
         )
-        for rows, columns, group in ((1, 37, 32), (2, 64, 64), (9, 19, 96), (14, 48, 32))
+        for rows, columns, features, group in (
+            (1, 37, 192, 32), (2, 64, 192, 64), (9, 19, 192, 96), (14, 48, 192, 32), (19, 40, 384, 128), (70, 136, 256, 64),
+        )
         for unit in (False, True)
     },
 }

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm.tirx.script import builder as T
+
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_few import FewRows
 from planish.codegen.kernels.blocks.linear_int4_groups import GroupRows
-from planish.codegen.kernels.blocks.linear_int4_layer import BlockLinearInt4, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, BlockLinearInt4, Layer
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
 
 
@@ -43,8 +45,11 @@ def linear_int4(config: BlockLinearInt4) -> Any:
             if number == len(config.tiles) - 1:
                 many.emit()
                 return
+            # A block that would stay half empty is too large; and so is one where some would stay without.
             down, across = many.grid
-            emit.branch(down * across >= config.multiprocessors, many.emit, lambda: from_many(number + 1))
+            fits = layer.rows > COLUMNS * config.tiles[number + 1]
+            fills = 10 * down * across >= 9 * config.multiprocessors if number == 0 else True
+            emit.branch(T.And(fits, fills) if number == 0 else fits, many.emit, lambda: from_many(number + 1))
 
         from_few(0)
 

@@ -79,7 +79,8 @@ class GroupRows:
                     ahead = chunk + (stages - 1)
                     emit.branch(ahead < layout.chunks, partial(self._copy, block, ahead, ahead % stages))
                     block.commit()
-                block.group_wait()
+                block.group_commit()
+                block.group_wait(0)
                 with block.phase():
                     scales = [self.layer.scale(self.stored_scales, 0, segment, half) for half in range(2)]
                     for tile in range(self.tiles):

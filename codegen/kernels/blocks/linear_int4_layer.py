@@ -39,7 +39,8 @@ class BlockLinearInt4:
     Attributes:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: kernels for few rows: (up to so many, in rising order, times 8 rows to a block).
-        tiles: times 8 rows of a block for many rows, in falling order; all but the last where they fill the machine.
+        tiles: times 8 rows of a block for many rows, in falling order: the least that holds all rows, or the first that
+            fills the machine.
         groups: whether warps multiply in groups.
         stages: chunks in shared memory at a time.
         multiprocessors: how many blocks run side by side at least.
@@ -58,17 +59,19 @@ class BlockLinearInt4:
 
 def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> BlockLinearInt4:
     """The kernel for a layer on a machine."""
-    warps = next(w for w in (8, 4, 2, 1) if w == 1 or layout.chunks >= 2 * w)
+    groups = limits.group_products and layout.chunk == CHUNKS[0]
     # Tiles of many rows keep the machine busy from few rows on where the layer is wide.
     wide = layout.panels >= MANY_PANELS * limits.multiprocessors // 2
+    warps = next(w for w in ((4, 2, 1) if wide else (8, 4, 2, 1)) if w == 1 or layout.chunks >= 2 * w)
     return BlockLinearInt4(
         layout,
         bias,
         warps=warps,
         depth=min(4, -(-layout.chunks // warps)),
-        few=((8, 1), (16, 2)) if wide else ((8, 1), (16, 2), (64, 4)),
-        stages=4 if limits.shared_bytes > 128 << 10 else 3,
-        groups=limits.group_products and layout.chunk == CHUNKS[0],
+        few=((2, 1),) if wide and groups else ((8, 1), (16, 2)) if wide else ((8, 1), (64, 4)),
+        tiles=(16, 8, 4, 2) if groups else (16, 8),
+        stages=6 if groups else 4 if limits.shared_bytes > 128 << 10 else 3,
+        groups=groups,
         multiprocessors=limits.multiprocessors,
     )
 

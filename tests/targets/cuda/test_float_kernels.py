@@ -26,14 +26,13 @@ from planish.ir import (
     Param,
     ParamRef,
     TensorType,
-    UnsupportedError,
     symbol,
 )
 from planish.ir.ops import Conv2d, Linear, QuantizeActivation, Slot, aten
-from planish.targets.cuda.compiler import find_nvcc
 from planish.targets.cuda.processors import find_processor
 from planish.targets.cuda.target import CudaOnHost, CudaTarget
 from planish.testing.compiled import call, compiled, faults
+from planish.testing.gpus import need_nvcc
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 B, M, K, N = map(symbol, "BMKN")
@@ -231,10 +230,7 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_kernels_fit_into_registers(arch: str) -> None:
-    try:
-        find_nvcc()
-    except UnsupportedError as missing:
-        pytest.skip(str(missing))
+    need_nvcc()
     target = CudaTarget(find_processor(arch))
     build(module_of(CASES), target)
     assert target.resources

@@ -1,4 +1,4 @@
-"""Every kernel cut for a GPU against the interpreter: thread after thread in both orders, and on the GPU where there is one."""
+"""Every kernel cut for a GPU against the interpreter: thread after thread in both orders, and on the GPU if there is one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 
 from planish.codegen.build import build
 from planish.codegen.runtime.executable import Executable, open_artifact
-from planish.ir import GroupedInt, Param
+from planish.ir import Param, TensorType
 from planish.targets import open_target
 from planish.targets.cuda.target import CudaOnHost
 from planish.testing.compiled import call, compiled, faults
+from planish.testing.four_bits import distance_allowed
 from planish.testing.gpus import need_gpu, need_nvcc
-from planish.testing.kernel_cases import INTEGERS, Case, everything, module_of
+from planish.testing.kernel_cases import INTEGERS, everything, module_of
 
 pytestmark = pytest.mark.full
 
@@ -58,32 +59,14 @@ def test_every_kernel_agrees_with_the_interpreter(machine: Executable) -> None:
 
 
 def test_four_bits_agree_with_the_host(machine: Executable) -> None:
-    """Integer sums are exact in any order; with scales they are float32 sums, one term a group."""
     host = compiled(module_of(INT4))
     for number, (name, case) in enumerate(INT4.items()):
         inputs = case.inputs(number)
         (got,), (want,) = (call(e, name, inputs) for e in (machine, host))
         distance = (got.double() - want.double()).abs()
-        assert bool((distance <= allowed(case, *inputs)).all()), name
-
-
-def allowed(case: Case, x: torch.Tensor, x_scales: torch.Tensor) -> torch.Tensor:
-    """How far two orders of summation may be apart: nothing where all scales of the weight are one.
-
-    Of n groups, a term takes at most n + 3 roundings: by its scale, n - 1 sums, the scale of the row, and two for the bias.
-    """
-    weight, bias = case.operands[2:]
-    assert isinstance(weight, Param) and isinstance(weight.encoding, GroupedInt)
-    if bool((weight.storage()["scales"] == 1).all()):
-        return torch.zeros(())
-    group = weight.encoding.group
-    values, groups = weight.value().double(), x.shape[1] // group
-    terms = torch.einsum("mgk,ngk->mng", x.double().unflatten(1, (groups, group)), values.unflatten(1, (groups, group)))
-    size = terms.abs().sum(-1) * x_scales.double().abs()
-    if isinstance(bias, Param):
-        size = size + bias.value().double().abs()
-    rounding = (groups + 3) * torch.finfo(torch.float32).eps / 2
-    return 2 * rounding / (1 - rounding) * size
+        weight, bias = case.operands[2:]
+        assert isinstance(weight, Param) and not isinstance(bias, TensorType)
+        assert bool((distance <= distance_allowed(weight, bias, *inputs)).all()), name
 
 
 def test_results_do_not_depend_on_the_order_of_the_threads() -> None:
