@@ -71,8 +71,6 @@ class Shape:
 SHAPES = {
     # A guard model of 1B class after pruning: 20 verdict tokens in the head.
     "guard": Shape(hidden=2048, layers=12, heads=32, kv_heads=8, inner=6400, vocabulary=20),
-    "llama-3.1-8b": Shape(
-        hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=128256, head_size=128
-    ),
+    "llama-3.1-8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, inner=14336, vocabulary=128256, head_size=128),
     "llama-3.2-1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128256),
 }

@@ -69,7 +69,12 @@ class Dialect(ABC):
         return False
 
     def launch(
-        self, blocks: tuple[Expr, ...], threads: int, body: Callable[[Block], None], shared_bytes: int = 0
+        self,
+        blocks: tuple[Expr, ...],
+        threads: int,
+        body: Callable[[Block], None],
+        shared_bytes: int = 0,
+        early: bool = False,
     ) -> None:
         """Emit a kernel of thread blocks (see `codegen.simt`).
 
@@ -78,6 +83,7 @@ class Dialect(ABC):
             threads: of each block.
             body: what a block does.
             shared_bytes: sum over its shared buffers of their bytes, each rounded up to 128.
+            early: whether the body itself says from where on it reads what other kernels wrote (`Block.wait_for_inputs`).
 
         Raises:
             ValueError: where there are none.

@@ -71,7 +71,8 @@ class QuantizedLinearFamily(Family):
                     site.target.int8_tile, ins, outs, encoding.group, scale_dtype, bias is not None
                 )[0]
                 make, weights, tile = partial(_linear, config), [_packed(param, config)], config.tile.name
-                schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task"
+                schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors"
+                schedule += f", {config.task_panels} panels a task"
         except ValueError as error:
             return str(error)
         if added is not None:

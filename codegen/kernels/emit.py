@@ -144,9 +144,28 @@ def prefetch(buffer: Expr, indices: Sequence[Expr | int]) -> None:
     current().prefetch(T.address_of(buffer[tuple(indices)]))
 
 
-def launch(blocks: Sequence[Expr | int], threads: int, body: Callable[[Block], None], shared_bytes: int = 0) -> None:
+def launch(
+    blocks: Sequence[Expr | int],
+    threads: int,
+    body: Callable[[Block], None],
+    shared_bytes: int = 0,
+    early: bool = False,
+) -> None:
     """Emit a grid of blocks of threads; see `Dialect.launch`."""
-    current().launch(tuple(index(extent) for extent in blocks), threads, body, shared_bytes)
+    current().launch(tuple(index(extent) for extent in blocks), threads, body, shared_bytes, early)
+
+
+def unshared(body: Callable[[Block], None]) -> Callable[[Block], None]:
+    """A block's body for which one block to a multiprocessor is enough, so that it may have all registers.
+
+    ptxas would spill a few of them to make room for one block more.
+    """
+
+    def alone(block: Block) -> None:
+        with T.attr(tirx.IntImm("int32", 0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(1)):
+            body(block)
+
+    return alone
 
 
 def branch(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:

@@ -81,6 +81,11 @@ class Block(ABC):
         """The same for the threads of each warp alone."""
 
     @abstractmethod
+    def wait_for_inputs(self) -> None:
+        """In a kernel launched `early`: what follows may read what other kernels wrote; what stands before it, only what
+        none writes, such as weights."""
+
+    @abstractmethod
     def uniform(self, registers: Registers, at: int) -> Expr:
         """An element that is the same in all threads, for use outside of phases."""
 
@@ -116,7 +121,8 @@ class Block(ABC):
         Warp w of the four holds in a[0..3] rows 16 w ... of A as in `products_s8`, and in sums[4 c ... 4 c + 3] (int32)
         columns 8 c ... of the same rows. Column j of B is the line of 128 bytes at ``place + 128 j`` of shared memory, of
         which 32 bytes are read; the 16-byte pieces of a line lie exchanged, piece q in the place of q ^ (j % 8), and the
-        first line begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`. (PTX: wgmma.)
+        first line begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`.
+        (PTX: wgmma.)
         """
 
     @abstractmethod

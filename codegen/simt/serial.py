@@ -74,6 +74,9 @@ class SerialBlock(Block):
     def warp_barrier(self) -> None:
         pass
 
+    def wait_for_inputs(self) -> None:
+        pass
+
     def uniform(self, registers: Registers, at: int) -> Expr:
         assert isinstance(registers, _Registers)
         return registers.of(T.int32(0), at)
@@ -246,7 +249,12 @@ class SerialDialect(LlvmDialect):
         pass
 
     def launch(
-        self, blocks: tuple[Expr, ...], threads: int, body: Callable[[Block], None], shared_bytes: int = 0
+        self,
+        blocks: tuple[Expr, ...],
+        threads: int,
+        body: Callable[[Block], None],
+        shared_bytes: int = 0,
+        early: bool = False,
     ) -> None:
         with ExitStack() as stack:
             index = tuple(stack.enter_context(T.serial(extent)) for extent in blocks)

@@ -60,8 +60,14 @@ __device__ __forceinline__ void NAME(void* to, const void* from, int bytes) {
 }"""
 
 
-def _plain(instructions: str) -> str:
+def plain(instructions: str) -> str:
+    """A device function of instructions without operands."""
     return f'__device__ __forceinline__ void NAME() {{ asm volatile("{instructions}" ::: "memory"); }}'
+
+
+def wait_for_previous() -> Expr:
+    """Wait until the kernels before this one are done, and what they wrote can be read."""
+    return device_call("wait_for_previous", plain("griddepcontrol.wait;"))
 
 
 def _group_products(columns: int, fresh: bool) -> str:
@@ -126,8 +132,10 @@ def _address(registers: Registers, at: int) -> Expr:
 class CudaBlock(Block):
     """A block of the kernel that is being launched."""
 
-    def __init__(self, index: tuple[Expr, ...], threads: int, thread: Expr, shared_bytes: int) -> None:
-        self.index, self.threads, self._thread = index, threads, thread
+    def __init__(
+        self, index: tuple[Expr, ...], threads: int, thread: Expr, shared_bytes: int, overlaps: bool = False
+    ) -> None:
+        self.index, self.threads, self._thread, self._overlaps = index, threads, thread, overlaps
         # One buffer for all: TVM would lay out several of its own accord.
         self._arena = None
         if shared_bytes:
@@ -159,6 +167,10 @@ class CudaBlock(Block):
     def warp_barrier(self) -> None:
         T.evaluate(T.cuda.warp_sync())
 
+    def wait_for_inputs(self) -> None:
+        if self._overlaps:
+            T.evaluate(wait_for_previous())
+
     def uniform(self, registers: Registers, at: int) -> Expr:
         return registers[at]
 
@@ -187,16 +199,16 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
         T.evaluate(device_call(name, _group_products(columns, fresh), _address(sums, 0), _address(a, a_at), row))
 
     def group_start(self) -> None:
-        T.evaluate(device_call("group_start", _plain("wgmma.fence.sync.aligned;")))
+        T.evaluate(device_call("group_start", plain("wgmma.fence.sync.aligned;")))
 
     def group_commit(self) -> None:
-        T.evaluate(device_call("group_commit", _plain("wgmma.commit_group.sync.aligned;")))
+        T.evaluate(device_call("group_commit", plain("wgmma.commit_group.sync.aligned;")))
 
     def group_wait(self, sets: int) -> None:
-        T.evaluate(device_call(f"group_wait_{sets}", _plain(f"wgmma.wait_group.sync.aligned {sets};")))
+        T.evaluate(device_call(f"group_wait_{sets}", plain(f"wgmma.wait_group.sync.aligned {sets};")))
 
     def share(self) -> None:
-        T.evaluate(device_call("share", _plain("fence.proxy.async.shared::cta;")))
+        T.evaluate(device_call("share", plain("fence.proxy.async.shared::cta;")))
 
     def load_matrices(self, result: Registers, at: int, count: int, shared: Any, place: Callable[[Expr], Expr]) -> None:
         row = T.address_of(shared[place(T.cast(self._thread, "int32"))])

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Resources:
     stack: int
     spill_stores: int
     spill_loads: int
+
+    @property
+    def spilled(self) -> int:
+        """Bytes that go to memory and back for want of registers."""
+        return self.spill_stores + self.spill_loads
 
 
 def find_nvcc() -> Path:
@@ -55,16 +61,42 @@ def find_nvcc() -> Path:
 def compile_cuda(source: str, arch: str) -> tuple[bytes, list[Resources]]:
     """Machine code for `arch` ("sm_90"), and what each kernel of it needs.
 
+    ptxas may spill a few registers to make room for one block more, or because it loads too much ahead. What spills is
+    compiled again with other instructions, and the code that spills least is taken.
+
     Raises:
         UnsupportedError: without nvcc.
         PlanishError: with nvcc's words, when it fails.
     """
+    code, resources = _run_nvcc(source, arch)
+    spilling = [r.kernel for r in resources if r.spilled]
+    alone = _with_all_registers(source, spilling)
+    for text, options in ((alone, []), (source, [_CAREFUL]), (alone, [_CAREFUL])):
+        if not any(r.spilled for r in resources):
+            break
+        other = _run_nvcc(text, arch, *options)
+        if sum(r.spilled for r in other[1]) < sum(r.spilled for r in resources):
+            code, resources = other
+    return code, resources
+
+
+_CAREFUL = "-Xptxas=--register-usage-level=10"
+
+
+def _with_all_registers(source: str, kernels: Sequence[str]) -> str:
+    """The source, with one block to a multiprocessor declared to be enough for some kernels."""
+    for kernel in kernels:
+        source = re.sub(rf"__launch_bounds__\((\d+)\) {kernel}\(", rf"__launch_bounds__(\1, 1) {kernel}(", source)
+    return source
+
+
+def _run_nvcc(source: str, arch: str, *options: str) -> tuple[bytes, list[Resources]]:
     nvcc = find_nvcc()
     with tempfile.TemporaryDirectory() as folder:
         text, code = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         text.write_text(source, encoding="utf-8")
-        options = ["--cubin", "-O3", "-std=c++17", "--fmad=false", "-Xptxas=-v", f"-arch={arch}"]
-        command = [str(nvcc), *options, "-o", str(code), str(text)]
+        always = ["--cubin", "-O3", "-std=c++17", "--fmad=false", "-Xptxas=-v", f"-arch={arch}"]
+        command = [str(nvcc), *always, *options, "-o", str(code), str(text)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PlanishError(f"nvcc cannot compile the kernels for {arch}:\n{done.stdout}{done.stderr}")

@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.dialect import Dialect
 from planish.codegen.simt.block import Block
 from planish.codegen.tiles.float import Expr
-from planish.targets.cuda.block import CudaBlock, device_call
+from planish.targets.cuda.block import CudaBlock, device_call, plain, wait_for_previous
 
 TASK_THREADS = 128
 """Tasks in one block of threads."""
@@ -23,12 +23,14 @@ def _call(name: str, *arguments: Expr) -> Expr:
 
 
 class CudaDialect(Dialect):
-    """What nvcc compiles. Its intrinsics round as IEEE 754 says, whatever nvcc is told about speed."""
+    """What nvcc compiles. Its intrinsics round as IEEE 754 says, whatever nvcc is told about speed.
 
-    name = "cuda"
+    With `overlaps`, blocks of a kernel may start while the kernel before it ends, and wait for what it has written.
+    """
 
-    def __init__(self) -> None:
-        self._inside = False
+    def __init__(self, overlaps: bool) -> None:
+        self.name = "cuda, kernels overlapping" if overlaps else "cuda"
+        self._overlaps, self._inside = overlaps, False
 
     @property
     def fine_grained(self) -> bool:
@@ -58,7 +60,9 @@ class CudaDialect(Dialect):
         return T.alloc_buffer(size, dtype, scope="local" if self._inside else "global")
 
     @contextmanager
-    def _threads(self, blocks: tuple[Expr, ...], threads: int) -> Iterator[tuple[tuple[Expr, ...], Expr]]:
+    def _threads(
+        self, blocks: tuple[Expr, ...], threads: int, early: bool = False
+    ) -> Iterator[tuple[tuple[Expr, ...], Expr]]:
         assert not self._inside, "a kernel cannot launch another one"
         with ExitStack() as stack:
             # A grid without blocks cannot be launched; its first block then finds nothing to do.
@@ -67,6 +71,11 @@ class CudaDialect(Dialect):
                 for axis, extent in zip("xyz", blocks)
             )
             thread = stack.enter_context(T.launch_thread("threadIdx.x", T.int64(threads)))
+            if self._overlaps:
+                stack.enter_context(T.attr(_NOTHING, "tirx.use_programtic_dependent_launch", T.int32(1)))
+                T.evaluate(device_call("let_next_start", plain("griddepcontrol.launch_dependents;")))
+                if not early:
+                    T.evaluate(wait_for_previous())
             self._inside = True
             try:
                 yield index, thread
@@ -89,11 +98,16 @@ class CudaDialect(Dialect):
             T.evaluate(device_call("check", _CHECK, T.cast(condition(i), "bool")))
 
     def launch(
-        self, blocks: tuple[Expr, ...], threads: int, body: Callable[[Block], None], shared_bytes: int = 0
+        self,
+        blocks: tuple[Expr, ...],
+        threads: int,
+        body: Callable[[Block], None],
+        shared_bytes: int = 0,
+        early: bool = False,
     ) -> None:
-        with self._threads(blocks, threads) as (index, thread):
+        with self._threads(blocks, threads, early) as (index, thread):
             empty = [extent < 1 for extent in blocks if not isinstance(extent, tirx.IntImm)]
-            block = CudaBlock(index, threads, thread, shared_bytes)
+            block = CudaBlock(index, threads, thread, shared_bytes, self._overlaps)
             if not empty:
                 body(block)
                 return
@@ -102,5 +116,6 @@ class CudaDialect(Dialect):
                 body(block)
 
 
+_NOTHING = tirx.IntImm("int32", 0)
 # The driver reports a trap as an error of the whole context, as PyTorch's device-side assertions do.
 _CHECK = "__device__ __forceinline__ void NAME(bool holds) { if (!holds) __trap(); }"

@@ -16,6 +16,7 @@ class Processor:
         name: nvcc's name of the machine code, "sm_90".
         shared_bytes: shared memory that one block may have.
         group_products: whether it has the products of four warps that Hopper introduced and Blackwell gave up (wgmma).
+        overlaps: whether a kernel may start while the one before it ends (programmatic dependent launch).
         multiprocessors, bytes_per_second, float32, bf16, int8: of the product named in `product`: its multiprocessors, its
             memory, and arithmetic operations a second, dense, those of bf16 and int8 by tensor cores (NVIDIA's data sheets).
     """
@@ -29,6 +30,7 @@ class Processor:
     bf16: float
     int8: float
     group_products: bool = False
+    overlaps: bool = False
 
     @property
     def code(self) -> str:
@@ -41,8 +43,10 @@ PROCESSORS = {
     for p in (
         Processor("sm_80", "A100 SXM 80 GB", 163 << 10, 108, 2.039e12, 19.5e12, 312e12, 624e12),
         Processor("sm_89", "L40S", 99 << 10, 142, 0.864e12, 91.6e12, 362e12, 733e12),
-        Processor("sm_90", "H100 SXM", 227 << 10, 132, 3.35e12, 66.9e12, 989e12, 1979e12, group_products=True),
-        Processor("sm_100", "B200", 227 << 10, 148, 8.0e12, 75e12, 2250e12, 4500e12),
+        Processor(
+            "sm_90", "H100 SXM", 227 << 10, 132, 3.35e12, 66.9e12, 989e12, 1979e12, group_products=True, overlaps=True
+        ),
+        Processor("sm_100", "B200", 227 << 10, 148, 8.0e12, 75e12, 2250e12, 4500e12, overlaps=True),
     )
 }
 

@@ -68,7 +68,7 @@ class CudaTarget(Target):
 
     @property
     def dialect(self) -> Dialect:
-        return CudaDialect()
+        return CudaDialect(self.processor.overlaps)
 
     @property
     def blocks(self) -> BlockLimits:

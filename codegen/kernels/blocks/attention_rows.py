@@ -40,13 +40,7 @@ def int64(value: Expr) -> Expr:
 
 def launch(blocks: tuple[Expr, ...], body: Callable[[Block], None], shared_bytes: int) -> None:
     """Emit a grid of blocks of THREADS threads that have all the registers they need."""
-
-    def whole(block: Block) -> None:
-        # One block to a multiprocessor is enough: ptxas would spill a few registers to make room for one more.
-        with T.attr(tirx.IntImm("int32", 0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(1)):
-            body(block)
-
-    emit.launch(blocks, THREADS, whole, shared_bytes)
+    emit.launch(blocks, THREADS, emit.unshared(body), shared_bytes)
 
 
 def lane_of(thread: Expr, lanes: int) -> tuple[Expr, Expr]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
@@ -9,6 +13,9 @@ from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, PADDING, V
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
+
+Load: TypeAlias = Callable[[Block, int, Expr, Expr], None]
+"""Asks for one chunk: of a block, for a stage, by its number, in a thread."""
 
 
 class FewRows:
@@ -28,12 +35,12 @@ class FewRows:
 
     def emit(self) -> None:
         warps = self.config.warps
-        partial = rounded_bytes(warps * self._cells, "float32")
+        sums = rounded_bytes(warps * self._cells, "float32")
         codes = rounded_bytes(warps * self.depth * self.stage_bytes, "int8")
         groups = emit.ceil_div(self.layout.panels, self.panels)
         rows = emit.ceil_div(self.layer.rows, COLUMNS * self.tiles)
         # Blocks of the same panels run side by side, and the weight comes once from memory.
-        emit.launch((rows, groups), warps * WARP, self._panels, partial + codes)
+        emit.launch((rows, groups), warps * WARP, self._panels, sums + codes, early=True)
 
     @property
     def _cells(self) -> int:
@@ -54,28 +61,34 @@ class FewRows:
                 self.sums[number] = T.float32(0)
         steps = -(-layout.chunks // config.warps)
         for stage in range(depth):
-            self._fill(block, stage, stage)
+            self._fill(block, stage, stage, self._load)
+        block.wait_for_inputs()
+        for stage in range(depth):
+            self._fill(block, stage, stage, self._copy_codes)
+            block.commit()
         with emit.loop("round", -(-steps // depth)) as turn:
             for stage in range(depth):
                 block.wait(depth - 1)
                 block.warp_barrier()
                 self._multiply(block, stage)
-                self._fill(block, stage, (turn + 1) * depth + stage)
+                step = (turn + 1) * depth + stage
+                self._fill(block, stage, step, self._load)
+                self._fill(block, stage, step, self._copy_codes)
+                block.commit()
         self._finish(block)
 
     def _number(self, thread: Expr, step: Expr | int) -> Expr:
         """Which chunk of a panel a warp takes in a step."""
         return emit.bind("number", T.cast(thread // WARP, "int64") + step * self.config.warps)
 
-    def _fill(self, block: Block, stage: int, step: Expr | int) -> None:
-        """Ask for a chunk of every panel and of the rows; past the end nothing is read, and what is multiplied is zero."""
+    def _fill(self, block: Block, stage: int, step: Expr | int, load: Load) -> None:
+        """Ask for a chunk of every panel, or of the rows; past the end nothing is read, and the weight is zero."""
         chunks = self.layout.chunks
         with block.phase() as thread:
             number = self._number(thread, step)
             always = isinstance(step, int) and (step + 1) * self.config.warps <= chunks
-            there = True if always else number < chunks
-            emit.branch(there, lambda: self._load(block, stage, number, thread), lambda: self._clear(stage))
-        block.commit()
+            clear = partial(self._clear, stage) if load == self._load else None
+            emit.branch(True if always else number < chunks, partial(load, block, stage, number, thread), clear)
 
     def _load(self, block: Block, stage: int, number: Expr, thread: Expr) -> None:
         layer, layout, lane = self.layer, self.layout, thread % WARP
@@ -92,7 +105,6 @@ class FewRows:
 
             layer.load_weights(read, self.words, at * layout.lane_words, lane)
             layer.load_scales(read, self.scales, at * self.scale_words, lane)
-        self._copy_codes(block, stage, number, thread)
 
     def _copy_codes(self, block: Block, stage: int, number: Expr, thread: Expr) -> None:
         """Begin to copy the rows' codes of one chunk into the warp's part; rows past the end are zero."""

@@ -34,8 +34,8 @@ class ManyRows:
         self.tiles = tiles // DOWN
         self.threads = ACROSS * DOWN * WARP
         self.rows = tiles * COLUMNS
-        # As many sums side by side as it takes to hide the latency of a product.
-        self.together = min(4, self.tiles // 2)
+        # Sums of two tiles side by side hide the latency of a product; those of four leave no registers for the rest.
+        self.together = 2
         self.stride = self.layout.chunk + PADDING
         self.codes_bytes, self.weight_bytes = self.rows * self.stride, MANY_PANELS * self.layout.chunk_bytes
         self.scale_words = layer.scale_words * self.layout.segments
