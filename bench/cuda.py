@@ -60,8 +60,13 @@ def compile_kernels(folder: Path, arch: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     library.export_library(str(folder / "kernels.so"), fcompile=target.linker())
     (folder / "weights.json").write_text(json.dumps(weights))
-    for used in target.resources:
-        print(json.dumps({"figure": "resources", "arch": arch, **vars(used)}))
+    show_resources(arch, target.resources)
+
+
+def show_resources(arch: str, resources: Any) -> None:
+    """What every kernel needs of a multiprocessor: a line each, spills last."""
+    for used in resources:
+        print(json.dumps({"figure": "resources", "arch": arch, **vars(used)}), flush=True)
 
 
 def compile_model(folder: Path, arch: str, shape: str) -> None:
@@ -69,13 +74,17 @@ def compile_model(folder: Path, arch: str, shape: str) -> None:
     from shapes import SHAPES
 
     import planish
+    from planish.codegen.build import build
     from planish.passes.dead_code import DeadCode
     from planish.passes.quantize_weights import QuantizeWeights
+    from planish.targets import open_target
 
     with tempfile.TemporaryDirectory() as checkpoint:
         model = planish.trace(SHAPES[shape].outline(Path(checkpoint)), check=False)
         model = planish.compress(model, [QuantizeWeights(group=128), DeadCode()], check=False)
-        artifact = planish.build(model, f"cuda:{arch}", check=False)
+        target = open_target(f"cuda:{arch}")
+        artifact = build(planish.prepare(model, target.name, check=False).module, target)
+    show_resources(arch, target.resources)
     folder = folder / shape
     folder.mkdir(parents=True, exist_ok=True)
     artifact.writers["kernels.so"](folder / "kernels.so")

@@ -13,6 +13,8 @@ from planish.codegen.simt.block import Block, Registers, bytes_of, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 _PREFIX = "planish_"
+ARENA = "arena_"
+"""The name of a kernel's shared memory, followed by its bytes, which ptxas does not report."""
 
 
 def device_call(name: str, source: str, *arguments: Expr, result: str = "void") -> Expr:
@@ -140,7 +142,7 @@ class CudaBlock(Block):
         self._arena = None
         if shared_bytes:
             self._arena = IRBuilder.name(
-                "arena", T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn", align=1024)
+                f"{ARENA}{shared_bytes}", T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn", align=1024)
             )
         self._shared_bytes, self._taken = shared_bytes, 0
 

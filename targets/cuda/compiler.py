@@ -13,18 +13,19 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm_ffi
 
 from planish.codegen.runtime.cuda import spell
 from planish.ir import PlanishError, UnsupportedError
+from planish.targets.cuda.block import ARENA
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs of a multiprocessor: registers of a thread; bytes of stack, spills and static shared memory."""
+    """What one kernel needs of a multiprocessor: registers of a thread; bytes of shared memory, stack and spills."""
 
     kernel: str
     registers: int
@@ -100,7 +101,23 @@ def _run_nvcc(source: str, arch: str, *options: str) -> tuple[bytes, list[Resour
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PlanishError(f"nvcc cannot compile the kernels for {arch}:\n{done.stdout}{done.stderr}")
-        return code.read_bytes(), read_resources(done.stderr)
+        shared = shared_bytes(source)
+        used = [replace(r, shared=r.shared + shared.get(r.kernel, 0)) for r in read_resources(done.stderr)]
+        return code.read_bytes(), used
+
+
+_KERNEL = re.compile(r"__launch_bounds__\(\d+(?:, 1)?\) (\w+)\([^;{]*\{")
+_ARENA = re.compile(rf"\b{ARENA}(\d+)_ptr\[\]")
+
+
+def shared_bytes(source: str) -> dict[str, int]:
+    """The shared memory of each kernel that sizes it when it is launched."""
+    found = {}
+    _, *parts = _KERNEL.split(source)
+    for kernel, text in zip(parts[::2], parts[1::2]):
+        if arena := _ARENA.search(text):
+            found[kernel] = int(arena[1])
+    return found
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
