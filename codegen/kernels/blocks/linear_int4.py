@@ -1,13 +1,13 @@
 """The 4-bit linear layer of `kernels/linear_int4.py` in blocks of threads: exact integer products by tensor cores.
 
 The weight is the left operand, 16 output features at a time, and rows of x are the columns of the right one, 8 at a time.
-Every lane unpacks the operands it needs from what it has read of the weight (`linear_int4_packing.py`), and no weight passes
-through shared memory. Sums over a group are exact; each group's sum, as a float, is scaled and added in float32.
+Every lane unpacks the operands it needs from the words of the weight that are its own (`linear_int4_packing.py`). Sums over a
+group are exact; each group's sum, as a float, is scaled and added in float32.
 
 Few rows (`linear_int4_few.py`): the warps of a block share the chunks of a panel and add up at the end, in the order of the
 warps; each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows
-(`linear_int4_many.py`, and `linear_int4_groups.py` where warps multiply in groups): a block takes 8 panels and up to 128
-rows, which pass through shared memory in several stages.
+(`linear_int4_tile.py`; `linear_int4_many.py`, and `linear_int4_groups.py` where warps multiply in groups): a block takes 8
+panels and up to 128 rows, which pass through shared memory in several stages.
 """
 
 from __future__ import annotations

@@ -14,53 +14,35 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
-from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
+from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
+from planish.codegen.simt.block import WARP, Block, Registers
 from planish.codegen.tiles.float import Expr
 
-GROUP_WARPS = 4
-"""Warps, and so panels, of a group."""
 LINE = 128
 """Bytes of a row's codes in shared memory."""
 
 
-class GroupRows:
+class GroupRows(RowTile):
     """The kernel of one layer with `tiles` times 8 rows to a block; a chunk must fill a line."""
 
     def __init__(self, layer: Layer, tiles: int) -> None:
-        self.layer, self.config, self.layout, self.tiles = layer, layer.config, layer.config.layout, tiles
+        super().__init__(layer, tiles, LINE)
+        self.tiles = tiles
         assert self.layout.chunk == LINE
-        self.threads = MANY_PANELS * WARP
-        self.rows = tiles * COLUMNS
-        self.codes_bytes, self.weight_bytes = self.rows * LINE, MANY_PANELS * self.layout.chunk_bytes
-        self.scale_words = layer.scale_words * self.layout.segments
 
-    @property
-    def grid(self) -> tuple[Expr, Expr]:
-        """Blocks along the rows and along the panels."""
-        return emit.ceil_div(self.layer.rows, self.rows), emit.ceil_div(self.layout.panels, MANY_PANELS)
+    def piece(self, line: Expr, number: Expr) -> Expr:
+        """Pieces of a line are exchanged, as group products want them."""
+        return line * LINE + T.bitwise_xor(number, line % (LINE // VECTOR)) * VECTOR
 
-    def emit(self) -> None:
-        stages = self.config.stages
-        shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
-        emit.launch(self.grid, self.threads, self._tile, shared)
-
-    def _tile(self, block: Block) -> None:
+    def tile(self, block: Block) -> None:
         layout, stages = self.layout, self.config.stages
-        # First, since lines must begin at a multiple of eight of them.
-        self.shared_codes = block.shared("codes", stages * self.codes_bytes, "int8")
-        self.shared_weight = block.shared("weight", stages * self.weight_bytes, "uint8")
+        self.allocate(block)
         self.words = block.registers("words", layout.lane_words, "uint32")
         self.stored_scales = block.registers("stored_scales", self.scale_words, "uint32")
         self.operand = block.registers("operand", 4 * layout.segments * layout.products, "uint32")
         self.dots = block.registers("dots", 4 * self.tiles, "int32")
         self.sums = block.registers("sums", 4 * self.tiles)
-        with block.phase():
-            for number in range(self.sums.size):
-                self.sums[number] = T.float32(0)
-        for stage in range(stages - 1):
-            if stage < layout.chunks:
-                self._copy(block, emit.index(stage), emit.index(stage))
-            block.commit()
+        self.begin(block, self.sums)
         with emit.loop("chunk", layout.chunks) as chunk:
             block.wait(stages - 2)
             block.share()
@@ -76,9 +58,7 @@ class GroupRows:
                         self.dots, self.rows, self.operand, 4 * number, self.shared_codes, place, fresh=product == 0
                     )
                 if segment == 0:
-                    ahead = chunk + (stages - 1)
-                    emit.branch(ahead < layout.chunks, partial(self._copy, block, ahead, ahead % stages))
-                    block.commit()
+                    self.copy_ahead(block, chunk)
                 block.group_commit()
                 block.group_wait(0)
                 with block.phase():
@@ -101,33 +81,6 @@ class GroupRows:
         self.layer.load_scales(read, self.stored_scales, 0, thread % WARP)
         for product in range(layout.segments * layout.products):
             self.layer.unpack(self.operand, 4 * product, self.words, 2 * product)
-
-    def _copy(self, block: Block, chunk: Expr, stage: Expr) -> None:
-        """Begin to copy a chunk of the block's rows, the pieces of a line exchanged, and of its panels."""
-        layout = self.layout
-        of_row, of_panel = LINE // VECTOR, layout.chunk_bytes // VECTOR
-
-        def copy_codes(number: Expr) -> None:
-            line, piece = number // of_row, number % of_row
-            row = emit.bind("row", block.index[0] * self.rows + T.cast(line, "int64"))
-            exchanged = line * LINE + T.bitwise_xor(piece, line % of_row) * VECTOR
-            at = stage * self.codes_bytes + T.cast(exchanged, "int64")
-            source = (row, chunk * layout.chunk + T.cast(piece * VECTOR, "int64"))
-            block.copy_async(self.shared_codes, at, self.layer.codes, source, row < self.layer.rows)
-
-        def copy_weight(number: Expr) -> None:
-            line, place = number // of_panel, T.cast(number % of_panel * VECTOR, "int64")
-            # Panels past the end read the last one again; what they compute is stored nowhere.
-            panel = T.min(block.index[1] * MANY_PANELS + T.cast(line, "int64"), emit.index(layout.panels - 1))
-            at = stage * self.weight_bytes + T.cast(line * layout.chunk_bytes, "int64") + place
-            block.copy_async(self.shared_weight, at, self.layer.weight, (panel * layout.chunks + chunk, place))
-
-        with block.phase() as thread:
-            for copy, count in ((copy_weight, MANY_PANELS * of_panel), (copy_codes, self.rows * of_row)):
-                for turn in range(-(-count // self.threads)):
-                    number = turn * self.threads + thread
-                    whole = (turn + 1) * self.threads <= count
-                    emit.branch(True if whole else number < count, partial(copy, number))
 
     def _store(self, block: Block, thread: Expr) -> None:
         layer, lane = self.layer, thread % WARP

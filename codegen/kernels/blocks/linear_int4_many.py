@@ -1,12 +1,9 @@
 """The 4-bit linear layer for many rows: tiles of panels and rows, whose chunks pass through shared memory in several stages.
 
-Warps side by side take two panels each, and two of them one below the other half of the block's rows each. While the
-products of one chunk are formed, the next few are on their way.
+Warps side by side take two panels each, and two of them one below the other half of the block's rows each.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 from tvm.tirx.script import builder as T
 
@@ -14,7 +11,8 @@ from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, PADDING, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
-from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
+from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
+from planish.codegen.simt.block import WARP, Block, Registers
 from planish.codegen.tiles.float import Expr
 
 PANELS = 2
@@ -23,37 +21,18 @@ ACROSS, DOWN = MANY_PANELS // PANELS, 2
 """Warps of a block along the panels and along the rows."""
 
 
-class ManyRows:
-    """The kernel of one layer with `tiles` times 8 rows to a block.
-
-    Both the packed weight and the codes pass through shared memory, so that what is on its way needs no registers.
-    """
+class ManyRows(RowTile):
+    """The kernel of one layer with `tiles` times 8 rows to a block."""
 
     def __init__(self, layer: Layer, tiles: int) -> None:
-        self.layer, self.config, self.layout = layer, layer.config, layer.config.layout
+        super().__init__(layer, tiles, layer.config.layout.chunk + PADDING)
         self.tiles = tiles // DOWN
-        self.threads = ACROSS * DOWN * WARP
-        self.rows = tiles * COLUMNS
         # Sums of two tiles side by side hide the latency of a product; those of four leave no registers for the rest.
         self.together = 2
-        self.stride = self.layout.chunk + PADDING
-        self.codes_bytes, self.weight_bytes = self.rows * self.stride, MANY_PANELS * self.layout.chunk_bytes
-        self.scale_words = layer.scale_words * self.layout.segments
 
-    @property
-    def grid(self) -> tuple[Expr, Expr]:
-        """Blocks along the rows and along the panels."""
-        return emit.ceil_div(self.layer.rows, self.rows), emit.ceil_div(self.layout.panels, MANY_PANELS)
-
-    def emit(self) -> None:
-        stages = self.config.stages
-        shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
-        emit.launch(self.grid, self.threads, self._tile, shared)
-
-    def _tile(self, block: Block) -> None:
+    def tile(self, block: Block) -> None:
         layout, stages = self.layout, self.config.stages
-        self.shared_codes = block.shared("codes", stages * self.codes_bytes, "int8")
-        self.shared_weight = block.shared("weight", stages * self.weight_bytes, "uint8")
+        self.allocate(block)
         self.words = block.registers("words", PANELS * layout.lane_words, "uint32")
         self.stored_scales = block.registers("stored_scales", PANELS * self.scale_words, "uint32")
         self.scales = block.registers("scales", PANELS * layout.segments * 2)
@@ -61,19 +40,11 @@ class ManyRows:
         self.codes = block.registers("lane_codes", self.together * 2 * layout.products, "uint32")
         self.dots = block.registers("dots", self.together * PANELS * 4, "int32")
         self.sums = block.registers("sums", PANELS * self.tiles * 4)
-        with block.phase():
-            for number in range(self.sums.size):
-                self.sums[number] = T.float32(0)
-        for stage in range(stages - 1):
-            if stage < layout.chunks:
-                self._copy(block, emit.index(stage), emit.index(stage))
-            block.commit()
+        self.begin(block, self.sums)
         with emit.loop("chunk", layout.chunks) as chunk:
             block.wait(stages - 2)
             block.barrier()
-            ahead = chunk + (stages - 1)
-            emit.branch(ahead < layout.chunks, lambda: self._copy(block, ahead, ahead % stages))
-            block.commit()
+            self.copy_ahead(block, chunk)
             with block.phase() as thread:
                 self._unpack(block, thread, chunk % stages)
             self._multiply(block, chunk % stages)
@@ -99,32 +70,6 @@ class ManyRows:
                 for half in range(2):
                     scale = self.layer.scale(self.stored_scales, panel * self.scale_words, segment, half)
                     self.scales[(panel * layout.segments + segment) * 2 + half] = scale
-
-    def _copy(self, block: Block, chunk: Expr, stage: Expr) -> None:
-        """Begin to copy a chunk of the block's rows and of its panels."""
-        layout = self.layout
-        of_row, of_panel = layout.chunk // VECTOR, layout.chunk_bytes // VECTOR
-
-        def copy_codes(number: Expr) -> None:
-            line, place = number // of_row, T.cast(number % of_row * VECTOR, "int64")
-            row = emit.bind("row", block.index[0] * self.rows + T.cast(line, "int64"))
-            at = stage * self.codes_bytes + T.cast(line * self.stride, "int64") + place
-            source = (row, chunk * layout.chunk + place)
-            block.copy_async(self.shared_codes, at, self.layer.codes, source, row < self.layer.rows)
-
-        def copy_weight(number: Expr) -> None:
-            line, place = number // of_panel, T.cast(number % of_panel * VECTOR, "int64")
-            # Panels past the end read the last one again; what they compute is stored nowhere.
-            panel = T.min(block.index[1] * MANY_PANELS + T.cast(line, "int64"), emit.index(layout.panels - 1))
-            at = stage * self.weight_bytes + T.cast(line * layout.chunk_bytes, "int64") + place
-            block.copy_async(self.shared_weight, at, self.layer.weight, (panel * layout.chunks + chunk, place))
-
-        with block.phase() as thread:
-            for copy, count in ((copy_weight, MANY_PANELS * of_panel), (copy_codes, self.rows * of_row)):
-                for turn in range(-(-count // self.threads)):
-                    number = turn * self.threads + thread
-                    whole = (turn + 1) * self.threads <= count
-                    emit.branch(True if whole else number < count, partial(copy, number))
 
     def _multiply(self, block: Block, stage: Expr) -> None:
         """Add the products of one chunk, some tiles of rows together."""

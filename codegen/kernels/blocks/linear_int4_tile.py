@@ -1,0 +1,93 @@
+"""What both schedules of the 4-bit linear layer for many rows share: a tile of 8 panels and some rows to a block.
+
+Chunks of the packed weight and of the codes pass through shared memory in several stages, so that what is on its way needs
+no registers: while the products of one chunk are formed, the next few come.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+
+from tvm.tirx.script import builder as T
+
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, VECTOR, Layer
+from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
+from planish.codegen.tiles.float import Expr
+
+
+class RowTile(ABC):
+    """A tile of `tiles` times 8 rows; in shared memory a row's codes begin `stride` bytes behind those of the row before."""
+
+    def __init__(self, layer: Layer, tiles: int, stride: int) -> None:
+        self.layer, self.config, self.layout, self.stride = layer, layer.config, layer.config.layout, stride
+        self.threads, self.rows = MANY_PANELS * WARP, tiles * COLUMNS
+        self.codes_bytes, self.weight_bytes = self.rows * stride, MANY_PANELS * self.layout.chunk_bytes
+        self.scale_words = layer.scale_words * self.layout.segments
+
+    @property
+    def grid(self) -> tuple[Expr, Expr]:
+        """Blocks along the rows and along the panels."""
+        return emit.ceil_div(self.layer.rows, self.rows), emit.ceil_div(self.layout.panels, MANY_PANELS)
+
+    def emit(self) -> None:
+        stages = self.config.stages
+        shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
+        emit.launch(self.grid, self.threads, self.tile, shared)
+
+    @abstractmethod
+    def tile(self, block: Block) -> None:
+        """Emit what a block does."""
+
+    def piece(self, line: Expr, number: Expr) -> Expr:
+        """Where in shared memory, from its stage on, piece `number` of VECTOR bytes of a row lies."""
+        return line * self.stride + number * VECTOR
+
+    def allocate(self, block: Block) -> None:
+        """The stages. Codes come first, since group products want them to begin at a multiple of eight lines."""
+        self.shared_codes = block.shared("codes", self.config.stages * self.codes_bytes, "int8")
+        self.shared_weight = block.shared("weight", self.config.stages * self.weight_bytes, "uint8")
+
+    def begin(self, block: Block, sums: Registers) -> None:
+        """Clear the sums, and ask for the first chunks."""
+        with block.phase():
+            for number in range(sums.size):
+                sums[number] = T.float32(0)
+        for stage in range(self.config.stages - 1):
+            if stage < self.layout.chunks:
+                self._copy(block, emit.index(stage), emit.index(stage))
+            block.commit()
+
+    def copy_ahead(self, block: Block, chunk: Expr) -> None:
+        """Ask for the chunk that takes the place of the one before this, once every thread is done with that."""
+        stages = self.config.stages
+        ahead = chunk + (stages - 1)
+        emit.branch(ahead < self.layout.chunks, lambda: self._copy(block, ahead, ahead % stages))
+        block.commit()
+
+    def _copy(self, block: Block, chunk: Expr, stage: Expr) -> None:
+        """Begin to copy a chunk of the block's rows and of its panels."""
+        layout = self.layout
+        of_row, of_panel = layout.chunk // VECTOR, layout.chunk_bytes // VECTOR
+
+        def copy_codes(number: Expr) -> None:
+            line, piece = number // of_row, number % of_row
+            row = emit.bind("row", block.index[0] * self.rows + T.cast(line, "int64"))
+            at = stage * self.codes_bytes + T.cast(self.piece(line, piece), "int64")
+            source = (row, chunk * layout.chunk + T.cast(piece * VECTOR, "int64"))
+            block.copy_async(self.shared_codes, at, self.layer.codes, source, row < self.layer.rows)
+
+        def copy_weight(number: Expr) -> None:
+            line, place = number // of_panel, T.cast(number % of_panel * VECTOR, "int64")
+            # Panels past the end read the last one again; what they compute is stored nowhere.
+            panel = T.min(block.index[1] * MANY_PANELS + T.cast(line, "int64"), emit.index(layout.panels - 1))
+            at = stage * self.weight_bytes + T.cast(line * layout.chunk_bytes, "int64") + place
+            block.copy_async(self.shared_weight, at, self.layer.weight, (panel * layout.chunks + chunk, place))
+
+        with block.phase() as thread:
+            for copy, count in ((copy_weight, MANY_PANELS * of_panel), (copy_codes, self.rows * of_row)):
+                for turn in range(-(-count // self.threads)):
+                    number = turn * self.threads + thread
+                    whole = (turn + 1) * self.threads <= count
+                    emit.branch(True if whole else number < count, partial(copy, number))
