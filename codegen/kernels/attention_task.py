@@ -9,6 +9,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
+from planish.codegen.kernels.attention_range import VisibleRange
 from planish.codegen.kernels.attention_scores import Scores, Subtile
 from planish.codegen.kernels.float_gemm import Step, register_tile
 from planish.codegen.kernels.vectors import Row, Vector, across, padded
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MINUS_INFINITY = float("-inf")
 
 
-class AttentionTask:
+class AttentionTask(VisibleRange):
     """Rows ``first .. first + task_rows - 1`` of key-value head ``head`` of batch row ``b``.
 
     Row r is query r // group, head r % group of those that share the key-value head. The state of a row between blocks:
@@ -48,32 +49,6 @@ class AttentionTask:
         self.corrections = emit.scratch("corrections", padded(config.rows, lanes))
         self.seen = emit.scratch("seen", config.block, "int32") if config.padding else None
         self.turned = emit.scratch("turned", config.block * config.size) if config.shared else None
-
-    def position(self, row: Expr) -> Expr:
-        """Where the query of a row stands in the sequence."""
-        return self.start + row // self.config.group
-
-    def query_head(self, row: Expr) -> Expr:
-        """Number of the query head of a row."""
-        return self.head * self.config.group + row % self.config.group
-
-    def lowest(self, position: Expr) -> Expr:
-        """The first key visible at a position; grows with it."""
-        lowest = emit.index(0)
-        if self.config.window is not None:
-            lowest = T.max(lowest, position - (self.config.window - 1))
-        if self.config.chunk is not None:
-            lowest = T.max(lowest, position // self.config.chunk * self.config.chunk)
-        return lowest
-
-    def end(self, position: Expr) -> Expr:
-        """The first key no longer visible at a position; grows with it."""
-        end = self.keys
-        if self.config.causal:
-            end = T.min(end, position + 1)
-        if self.config.chunk is not None:
-            end = T.min(end, (position // self.config.chunk + 1) * self.config.chunk)
-        return end
 
     def run(self) -> None:
         """Emit the task."""

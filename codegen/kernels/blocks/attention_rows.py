@@ -12,6 +12,7 @@ from planish.codegen import math
 from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention import Attention, Operands
+from planish.codegen.kernels.attention_range import VisibleRange
 from planish.codegen.simt.block import Block, Registers
 from planish.codegen.tiles.float import Expr
 
@@ -95,7 +96,7 @@ class Cached:
         return self.config.tile.widen(stored, self.config.cache_dtype)
 
 
-class Rows:
+class Rows(VisibleRange):
     """The rows of the queries that share key-value head `head` in batch row `b`, in the block being emitted.
 
     Row r is query r // group, head r % group of those that share the key-value head.
@@ -122,32 +123,6 @@ class Rows:
     def existing(self, row: Expr) -> Expr:
         """The row, or the last one for those past it; what becomes of these is not kept."""
         return T.min(row, self.total - 1)
-
-    def position(self, row: Expr) -> Expr:
-        """Where the query of a row stands in the sequence."""
-        return self.start + row // self.config.group
-
-    def query_head(self, row: Expr) -> Expr:
-        """Number of the query head of a row."""
-        return self.head * self.config.group + row % self.config.group
-
-    def lowest(self, position: Expr) -> Expr:
-        """The first key visible at a position; grows with it."""
-        lowest = emit.index(0)
-        if self.config.window is not None:
-            lowest = T.max(lowest, position - (self.config.window - 1))
-        if self.config.chunk is not None:
-            lowest = T.max(lowest, position // self.config.chunk * self.config.chunk)
-        return lowest
-
-    def end(self, position: Expr) -> Expr:
-        """The first key no longer visible at a position; grows with it."""
-        end = self.keys
-        if self.config.causal:
-            end = T.min(end, position + 1)
-        if self.config.chunk is not None:
-            end = T.min(end, (position // self.config.chunk + 1) * self.config.chunk)
-        return end
 
     def shown(self, key: Expr) -> Expr | None:
         """Whether padding lets an existing key be seen; None where there is none."""
