@@ -103,7 +103,7 @@ class CudaDevice(Device):
         self._version = attribute(CUDA, number, _COMPUTE_VERSION)
         # By function, shapes of the arrays and tensors of the states; the least recently used one first.
         self._known: dict[Any, _Call] = {}
-        self._stream = new_stream()
+        self._stream = new_stream(number)
 
     def features(self) -> frozenset[str] | None:
         return frozenset({"sm_" + str(self._version).replace(".", "")})

@@ -62,8 +62,9 @@ class Recording:
             _driver().cudaGraphExecDestroy(self._runnable)
 
 
-def new_stream() -> ctypes.c_void_p:
-    """A stream that keeps the order of its work and the default stream's."""
+def new_stream(number: int) -> ctypes.c_void_p:
+    """A stream of a GPU that keeps the order of its work and the default stream's."""
     stream = ctypes.c_void_p()
+    _checked("cudaSetDevice", number)
     _checked("cudaStreamCreate", ctypes.byref(stream))
     return stream

@@ -26,6 +26,8 @@ from planish.targets.cuda.target import CudaOnHost
 from planish.testing.compiled import call, faults, float_fault
 from planish.testing.float_kernels import TILES, compile_kernel
 
+pytestmark = pytest.mark.full
+
 F32 = torch.float32
 PADDING, START, KV_LENGTH, SLOPES, SINKS, BIAS = range(3, 9)
 CALLS = {"few": (2, 2, 70), "tiles": (2, 40, 67), "tiles in parts": (1, 37, 141), "one of each": (1, 1, 1)}

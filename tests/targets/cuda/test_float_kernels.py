@@ -34,6 +34,8 @@ from planish.targets.cuda.target import CudaOnHost, CudaTarget
 from planish.testing.compiled import call, compiled, faults
 from planish.testing.gpus import need_nvcc
 
+pytestmark = pytest.mark.full
+
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 B, M, K, N = map(symbol, "BMKN")
 ORDERS = (False, True)
