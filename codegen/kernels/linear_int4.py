@@ -22,11 +22,12 @@ so each load also requests the bytes that are due some time later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
@@ -36,8 +37,8 @@ from planish.codegen.tiles.int8 import Int8Tile
 
 ZERO_CODE = 8
 """The stored code of a weight of 0, where codes are unsigned."""
-SHIFTED = 16
-"""What signed codes are multiplied with by lying in the high half of a byte."""
+SHIFT = 4
+"""The power of two that signed codes are multiplied with by lying in the high half of a byte."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,7 @@ class _Kernel:
             dots = self._dots(height, start, block, group)
             scales = [self._scales(block, v) for v in range(vectors)]
             for row, v, at in cells:
-                dot = T.cast(dots[row][v], f"float32x{lanes}")
-                if self.starts is None:
-                    dot = dot * self.floats.broadcast(T.float32(1 / SHIFTED))
+                dot = self.tile.scaled(dots[row][v], 0 if self.tile.unsigned_weights else SHIFT)
                 emit.store(sums, [at], self.floats.fma(dot, scales[v], emit.load(sums, [at], lanes)), lanes)
         for row, v, at in cells:
             self._store(start + row, panel * self.layout.columns + v * lanes, emit.load(sums, [at], lanes))
@@ -229,22 +228,43 @@ class _Kernel:
         return loaded
 
     def _segment(
-        self, initial: list[list[Expr]], start: Expr, block: _Block, group: Expr, steps: Iterable[Expr | int]
+        self, initial: list[list[Expr]], start: Expr, block: _Block, group: Expr, steps: Sequence[Expr | int]
     ) -> list[list[Expr]]:
         """``initial`` plus the products of some steps of one block."""
-        lanes, depth, vectors = self.tile.lanes, self.tile.depth, self.config.vectors
-        bound = 2 * ZERO_CODE - 1 if self.tile.unsigned_weights else SHIFTED * ZERO_CODE
+        depth, vectors = self.tile.depth, self.config.vectors
+        bound = 2 * ZERO_CODE - 1 if self.tile.unsigned_weights else ZERO_CODE << SHIFT
         dots = [[self.tile.accumulator(value, bound) for value in row] for row in initial]
-        for step in steps:
+        # Steps that share one load of a row's codes.
+        together = max(1, self.tile.taken // (2 * depth))
+        together = together if len(steps) % together == 0 else 1
+        for number, step in enumerate(steps):
+            if number % together == 0:
+                k = group * self.config.group + 2 * depth * step
+                taken = [self._codes(start + row, k, 2 * together) for row in range(len(dots))]
             halves = [self._unpack(block, step, v) for v in range(vectors)]
             for half in range(2):
-                k = group * self.config.group + (2 * step + half) * depth
                 for row, accumulators in enumerate(dots):
-                    codes = T.reinterpret(f"int{8 * depth}", emit.load(self.codes, [start + row, k], depth))
-                    spread = T.bind(T.reinterpret(f"int8x{lanes * depth}", T.broadcast(codes, lanes)))
+                    spread = taken[row](2 * (number % together) + half)
                     for v in range(vectors):
                         accumulators[v].add(halves[v][half], spread)
         return [[accumulator.value() for accumulator in row] for row in dots]
+
+    def _codes(self, row: Expr, k: Expr, parts: int) -> Callable[[int], Expr]:
+        """A row's codes from ``k`` on in parts of one step each: from a part's number to the codes, in every lane."""
+        lanes, depth = self.tile.lanes, self.tile.depth
+        whole = None
+        if parts * depth == self.tile.taken:
+            whole = T.bind(T.reinterpret(f"int{8 * depth}x{parts}", emit.load(self.codes, [row, k], parts * depth)))
+
+        def spread(part: int) -> Expr:
+            if whole is None:
+                one = T.reinterpret(f"int{8 * depth}", emit.load(self.codes, [row, k + part * depth], depth))
+                every = T.broadcast(one, lanes)
+            else:
+                every = tirx.Shuffle([whole], [T.int32(part)] * lanes)
+            return T.bind(T.reinterpret(f"int8x{lanes * depth}", every))
+
+        return spread
 
     def _unpack(self, block: _Block, step: Expr | int, v: int) -> tuple[Expr, Expr]:
         """Both weight operands that one load of packed bytes holds, as the instruction takes them."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from tvm.tirx.script import builder as T
+
 from planish.codegen.tiles.float import Expr, FloatTile
 
 
@@ -52,6 +54,16 @@ class Int8Tile(ABC):
     def lanes(self) -> int:
         """int32 lanes of an accumulator: output columns covered by one vector."""
         return self.floats.lanes
+
+    @property
+    def taken(self) -> int:
+        """Activations of a row that are best loaded at once: one step's, or more, of which a step takes its part."""
+        return self.depth
+
+    def scaled(self, sums: Expr, power: int) -> Expr:
+        """``sums / 2^power`` as float32, for sums that float32 holds."""
+        floats = T.cast(sums, f"float32x{self.lanes}")
+        return floats * self.floats.broadcast(T.float32(2.0**-power)) if power else floats
 
     @abstractmethod
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:

@@ -32,6 +32,17 @@ class DotTile(Int8Tile):
 
     intrinsic: str = "sdot"
 
+    @property
+    def taken(self) -> int:
+        """A whole vector: the instruction itself takes one of its four parts."""
+        return 16
+
+    def scaled(self, sums: Expr, power: int) -> Expr:
+        """The conversion divides by itself."""
+        if not power:
+            return super().scaled(sums, power)
+        return T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", sums, T.int32(power))
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         limit = 255 if self.unsigned_weights else 128
         if weight_bound > limit:
