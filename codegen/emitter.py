@@ -7,6 +7,7 @@ Values that nodes compute are bound in one dataflow block, in the order of the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import relax
@@ -21,15 +22,44 @@ def tensor_type(shape: Sequence[Expr], dtype: str) -> Any:
     return relax.TensorType(list(shape), dtype)
 
 
+@dataclass(frozen=True)
+class Argument:
+    """A tensor as one call takes it: what memory it is, seen under which shape, in which storage dtype."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a PrimFunc `(inputs..., symbols..., results...)`, the function by its name in the library."""
+
+    function: str
+    inputs: tuple[Argument, ...]
+    symbols: tuple[str, ...] = ()
+    results: tuple[Argument, ...] = ()
+
+
 class Emitter:
     """One Relax function under construction in a module's block builder.
 
-    `kernels` maps PrimFuncs already in the module to their global variables; it is shared by all functions.
+    `kernels` maps PrimFuncs already in the module to their global variables; it is shared by all functions. `calls` grows
+    with every call that is written.
     """
 
     def __init__(self, builder: Any, symbols: Symbols, kernels: dict[Any, Any]) -> None:
         self.builder, self.symbols, self._kernels = builder, symbols, kernels
+        self.calls: list[Call] = []
         self._weights: dict[str, Expr] = {}
+        self._arguments: dict[Expr, Argument] = {}
+        self._values = 0
+
+    def parameter(self, kind: str, name: str, shape: Sequence[Dim], dtype: str) -> Any:
+        """A tensor that the function takes: an "input" or a "state"."""
+        variable = relax.Var(name, tensor_type(self.symbols.shape(shape), dtype))
+        self._arguments[variable] = Argument(f"{kind} {name}", tuple(shape), dtype)
+        return variable
 
     def declare_weights(self, packed: Sequence[Packed]) -> Any:
         """The parameter, a tuple, that brings the stored tensors in this order."""
@@ -41,7 +71,8 @@ class Emitter:
     def weight(self, packed: Packed) -> Expr:
         if packed.key not in self._weights:
             item = relax.TupleGetItem(self._tuple, self._order[packed.key])
-            self._weights[packed.key] = self.builder.emit(item)
+            value = self._weights[packed.key] = self.builder.emit(item)
+            self._arguments[value] = Argument(f"weight {packed.key}", packed.shape, STORAGE[packed.dtype])
         return self._weights[packed.key]
 
     def call(
@@ -55,17 +86,36 @@ class Emitter:
         sizes = [self.symbols.variable(name) for name in symbols]
         call = relax.call_tir(self._global(function), [*inputs, *sizes], types[0] if len(types) == 1 else types)
         value = self.builder.emit(call)
-        if len(types) == 1:
-            return [value]
-        return [self.builder.emit(relax.TupleGetItem(value, n)) for n in range(len(types))]
+        single = len(types) == 1
+        values = [value] if single else [self.builder.emit(relax.TupleGetItem(value, n)) for n in range(len(types))]
+        made = [self._value(v, shape, dtype) for v, (shape, dtype) in zip(values, results)]
+        self._record(function, inputs, symbols, made)
+        return values
 
     def call_in_place(self, function: Any, inputs: Sequence[Expr], written: int) -> Expr:
         type = inputs[written].ty
         call = relax.op.call_tir_inplace(self._global(function), list(inputs), [written], [type])
-        return self.builder.emit(call)
+        value = self.builder.emit(call)
+        self._arguments[value] = self._arguments[inputs[written]]
+        self._record(function, inputs)
+        return value
 
     def view(self, tensor: Expr, shape: Sequence[Dim]) -> Expr:
-        return self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr(list(self.symbols.shape(shape)))))
+        value = self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr(list(self.symbols.shape(shape)))))
+        self._arguments[value] = replace(self._arguments[tensor], shape=tuple(shape))
+        return value
+
+    def _value(self, value: Expr, shape: Sequence[Dim], dtype: str) -> Argument:
+        """What a call computes, by a number of its own."""
+        made = self._arguments[value] = Argument(f"value {self._values}", tuple(shape), dtype)
+        self._values += 1
+        return made
+
+    def _record(
+        self, function: Any, inputs: Sequence[Expr], symbols: Sequence[str] = (), results: Sequence[Argument] = ()
+    ) -> None:
+        taken = tuple(self._arguments[i] for i in inputs)
+        self.calls.append(Call(self._global(function).name_hint, taken, tuple(symbols), tuple(results)))
 
     def _global(self, function: Any) -> Any:
         """The PrimFunc's global variable; the same function object is added once."""

@@ -6,6 +6,7 @@ in place), and one tuple of stored tensors. It returns the outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from tvm import relax
 
 from planish.codegen.dialect import speaking
 from planish.codegen.dims import Symbols
-from planish.codegen.emitter import Emitter, tensor_type
+from planish.codegen.emitter import Call, Emitter
 from planish.codegen.family import Expr, Kernel, Packed, Site
 from planish.codegen.fused import FusedKernels
 from planish.codegen.plan import FusedStep, KernelStep, Plan, Select, ViewStep, plan_function
@@ -27,11 +28,18 @@ from planish.ir import Function, Module, Operand, ParamRef, StateRef, Value
 
 @dataclass(frozen=True, eq=False)
 class LoweredFunction:
-    """One function's plan and calling convention: inputs, then `states`, then the tuple of `weights`."""
+    """One function's plan and calling convention: inputs, then `states`, then the tuple of `weights`.
+
+    Attributes:
+        calls: for each step of the plan, the calls that it became.
+        copies: the calls after all steps, which copy results and the content of states.
+    """
 
     plan: Plan
     states: tuple[str, ...]
     weights: tuple[Packed, ...]
+    calls: tuple[tuple[Call, ...], ...] = ()
+    copies: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +50,7 @@ class Lowered:
     functions: dict[str, LoweredFunction]
     layouts: dict[str, Layout]
     kernels: dict[Any, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def lower(module: Module, target: Target, select: Select) -> Lowered:
@@ -64,7 +73,7 @@ def _lower(module: Module, target: Target, select: Select) -> Lowered:
         site = Site(module, target, layouts_of(function, layouts))
         plan = plan_function(function, site, select)
         functions[function.name] = _Lowering(plan, site, layouts, builder, kernels, fused).run()
-    return Lowered(builder.get(), functions, layouts, kernels)
+    return Lowered(builder.get(), functions, layouts, kernels, module.metadata)
 
 
 class _Lowering:
@@ -90,7 +99,7 @@ class _Lowering:
     def run(self) -> LoweredFunction:
         states = self._states()
         weights = self._weights()
-        inputs = [self._variable(v.name, v.type.shape, v.type.dtype) for v in self.function.inputs]
+        inputs = [self._variable("input", v.name, v.type.shape, v.type.dtype) for v in self.function.inputs]
         memory = {n: self._state_variable(n) for n in states}
         tuple_parameter = self.emitter.declare_weights(weights)
         self.values.update(zip(self.function.inputs, inputs))
@@ -98,13 +107,12 @@ class _Lowering:
             self.values[StateRef(name, self.site.module.states[name].type)] = variable
         with self.builder.function(self.function.name, [*inputs, *memory.values(), tuple_parameter]):
             with self.builder.dataflow():
-                for step in self.plan.steps:
-                    self._step(step)
+                calls = [self._calls(step) for step in self.plan.steps]
                 results = [self._result(o) for o in self.function.outputs]
                 written = self._write_back(memory)
                 outputs = self.builder.emit_output(relax.Tuple([*results, *written]))
             self.builder.emit_func_output(outputs)
-        return LoweredFunction(self.plan, states, weights)
+        return LoweredFunction(self.plan, states, weights, tuple(calls), self._taken())
 
     def _states(self) -> tuple[str, ...]:
         used = {r.name for r in self.function.references() if isinstance(r, StateRef)} | set(self.function.updates)
@@ -129,18 +137,27 @@ class _Lowering:
                 found[packed.key] = packed
         return tuple(found.values())
 
-    def _variable(self, name: str, shape: Any, dtype: torch.dtype) -> Any:
-        return relax.Var(name, tensor_type(self.emitter.symbols.shape(shape), STORAGE[dtype]))
+    def _variable(self, kind: str, name: str, shape: Any, dtype: torch.dtype) -> Any:
+        return self.emitter.parameter(kind, name, shape, STORAGE[dtype])
 
     def _state_variable(self, name: str) -> Any:
         type = self.site.module.states[name].type
-        return self._variable(name, self.layouts[name].physical(type), type.dtype)
+        return self._variable("state", name, self.layouts[name].physical(type), type.dtype)
 
     def operand(self, operand: Operand) -> Expr:
         """The Relax expression of an operand."""
         if isinstance(operand, ParamRef):
             return self.emitter.weight(dense(self.site.module.params[operand.name]))
         return self.values[operand]
+
+    def _calls(self, step: Any) -> tuple[Call, ...]:
+        self._step(step)
+        return self._taken()
+
+    def _taken(self) -> tuple[Call, ...]:
+        """The calls since the last time this was asked."""
+        calls, self.emitter.calls = tuple(self.emitter.calls), []
+        return calls
 
     def _step(self, step: Any) -> None:
         if isinstance(step, ViewStep):

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -38,7 +39,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         numeric = bool(rows) and all(_is_number(row[number]) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        # Brackets are part of a name, such as a kernel's variant.
+        shown.add_row(*(escape(str(cell)) for cell in row))
     console().print(shown)
 
 

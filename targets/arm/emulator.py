@@ -116,28 +116,40 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise InputError(f"the emulated Arm system cannot be set up: {' '.join(command[:2])} says: {lines[-1]}")
 
 
+def python(processor: str, libraries: Path | None = None) -> tuple[list[str], dict[str, str]]:
+    """What runs the emulated system's Python: a command, which takes Python's arguments, and its environment.
+
+    `libraries` is a folder of libraries by names that the system lacks.
+    """
+    system = ROOT / "system"
+    command = ["qemu-aarch64", "-cpu", processor, "-L", str(system)]
+    if libraries is not None:
+        command += ["-E", f"LD_LIBRARY_PATH={libraries}"]
+    environment = {
+        "PYTHONHOME": str(system / "usr"), "PYTHONPATH": str(ROOT / "site"), "TVM_USE_RUNTIME_LIB": "1",
+        "TVM_NUM_THREADS": "2", "PATH": os.environ.get("PATH", ""), "HOME": str(ROOT),
+    }  # fmt: skip
+    return [*command, str(system / f"usr/bin/python{_PYTHON}")], environment
+
+
 class Emulator:
     """An emulated Arm machine with a running RPC server, while the `with` block lasts.
 
     Args:
         processor: a key of `PROCESSORS`.
+        libraries: as for `python`.
 
     Raises:
         InputError: when it is not set up, or does not start.
     """
 
-    def __init__(self, processor: str = "max") -> None:
+    def __init__(self, processor: str = "max", libraries: Path | None = None) -> None:
         if reason := missing():
             raise InputError(f"there is no emulated Arm machine: {reason}")
-        self.processor = processor
+        self.processor, self._libraries = processor, libraries
 
     def __enter__(self) -> Self:
-        system = ROOT / "system"
-        command = ["qemu-aarch64", "-cpu", self.processor, "-L", str(system), str(system / f"usr/bin/python{_PYTHON}")]
-        environment = {
-            "PYTHONHOME": str(system / "usr"), "PYTHONPATH": str(ROOT / "site"), "TVM_USE_RUNTIME_LIB": "1",
-            "TVM_NUM_THREADS": "2", "PATH": os.environ.get("PATH", ""), "HOME": str(ROOT),
-        }  # fmt: skip
+        command, environment = python(self.processor, self._libraries)
         self._process = subprocess.Popen(
             [*command, "-c", _SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from planish.ir import InputError
@@ -62,24 +63,28 @@ PROCESSORS = {
 """By name. `generic` is what artifacts for any of these phones are compiled for."""
 
 
-def find_processor(text: str) -> Processor:
+def find_processor(text: str, also: Iterable[str] = ()) -> Processor:
     """The processor that a user names, with features switched: `cortex-a76`, `generic+i8mm`, `cortex-x2+nosve2`.
+
+    `also` are other words that the user may have meant.
 
     Raises:
         InputError: for an unknown processor or feature, with the nearest known one.
     """
     name, *switches = re.split(r"\+", text or "generic")
     if name not in PROCESSORS:
-        raise InputError(f"there is no Arm processor {name!r}; {_hint(name, list(PROCESSORS))}")
+        raise InputError(f"there is no Arm processor {name!r}; {nearest(name, [*PROCESSORS, *also])}")
     found = PROCESSORS[name]
     for switch in switches:
         feature = switch.removeprefix("no")
         if feature not in SWITCHES:
-            raise InputError(f"there is no Arm feature {switch!r}; {_hint(feature, list(SWITCHES))}")
+            raise InputError(f"there is no Arm feature {switch!r}; {nearest(feature, SWITCHES)}")
         found = found.switched(feature, on=not switch.startswith("no"))
     return replace(found, name=text or "generic")
 
 
-def _hint(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a user who wrote `name` may have meant, as the end of a refusal."""
+    known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

@@ -16,18 +16,22 @@ from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Capabilities, UnsupportedError
 from planish.targets.arm.float_tiles import NEON
 from planish.targets.arm.int8_tiles import INT8_TILES
-from planish.targets.arm.link import TRIPLE, link
+from planish.targets.arm.link import SYSTEMS, System, find_system
 from planish.targets.arm.processors import BASELINE, SWITCHES, Processor, find_processor
 
 
 class ArmTarget(Target):
-    """A phone's or a server's 64-bit Arm processor under Linux: `arm`, `arm:cortex-a76`, `arm:generic+i8mm`."""
+    """A phone's or a server's 64-bit Arm processor: `arm`, `arm:cortex-a76`, `arm:generic+i8mm`, under Linux unless a system
+    comes first: `arm:android`, `arm:ios/apple-m1`."""
 
     name = "arm"
 
-    def __init__(self, processor: Processor | None = None) -> None:
+    def __init__(self, processor: Processor | None = None, system: System = SYSTEMS["linux"]) -> None:
         self.processor = find_processor("") if processor is None else processor
-        self.name = f"arm:{self.processor.name}"
+        self.system = system
+        self.name = (
+            f"arm:{self.processor.name}" if system.name == "linux" else f"arm:{system.name}/{self.processor.name}"
+        )
         fitting = [tile for tile in INT8_TILES if tile.features <= self.processor.features]
         if not fitting:
             raise UnsupportedError(
@@ -38,12 +42,16 @@ class ArmTarget(Target):
 
     @classmethod
     def named(cls, detail: str) -> Self:
-        return cls(find_processor(detail))
+        system, slash, processor = detail.partition("/")
+        if slash or system in SYSTEMS:
+            return cls(find_processor(processor), find_system(system))
+        return cls(find_processor(detail, SYSTEMS))
 
     def tvm_target(self) -> Any:
         wanted = self.processor.features
         base = {
-            "kind": "llvm", "mtriple": TRIPLE, "mcpu": self.processor.llvm_name, "num-cores": self.processor.cores,
+            "kind": "llvm", "mtriple": self.system.triple, "mcpu": self.processor.llvm_name,
+            "num-cores": self.processor.cores,
         }  # fmt: skip
         implied = set(map(str, llvm.llvm_get_cpu_features(tvm.target.Target(base))))
         switched = [f"+{f}" for f in sorted(wanted - implied)]
@@ -77,4 +85,4 @@ class ArmTarget(Target):
         return {"float32": 8 * started, "int8": 32 * started}
 
     def link(self, objects: Sequence[Path], library: Path) -> None:
-        link(objects, library)
+        self.system.link(objects, library)
