@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import planish
 from planish.codegen.runtime.language_model import LanguageModel
-from planish.ir import InputError, Interpreter
+from planish.ir import InputError
 from planish.model import Model
+from planish.testing.bundled import hold_to_model
 from planish.testing.emulated import BUILDS, machine, needs_arm
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -54,30 +54,10 @@ def subject(
     yield Subject(small, host, folder, program)
 
 
-def _interpreted(model: Model, ids: list[int], *, promote: bool) -> torch.Tensor:
-    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.bool)}
-    return Interpreter(model.module, promote=promote).run("forward", inputs)[0][0].double()
-
-
 def test_tokens_and_logits_are_those_of_the_model(subject: Subject, capsys: pytest.CaptureFixture[str]) -> None:
-    prompt = subject.program.tokenizer.encode(PROMPT)
-    new: Any = subject.program.generate_ids(prompt, max_new_tokens=NEW_TOKENS, stop_tokens=())
-    whole = [*prompt, *new]
-    exact, plain = (_interpreted(subject.model, whole, promote=p) for p in (True, False))
-    logits, other = (torch.from_numpy(p.logits(whole)).double() for p in (subject.program, subject.host))
-    bound = 4 * max(float((rounded - exact).abs().max()) for rounded in (plain, other))
-    distance = (logits - exact).abs().amax(1)
-    worst, sharp = float(distance.max()), 4 * float((plain - exact).abs().max())
-    steps = exact[len(prompt) - 1 : -1]
-    best = steps.topk(2).values
-    ties = int((best[:, 0] - best[:, 1] < bound).sum())
+    figures = hold_to_model(subject.model, subject.program, subject.host, PROMPT, NEW_TOKENS, distinct=4)
     with capsys.disabled():
-        print(f"\n{worst:.3g} from float64, allowed {bound:.3g}; {ties} of {NEW_TOKENS} positions closer than that")
-    assert worst <= bound
-    assert float((distance <= sharp).double().mean()) >= 0.5, "codes on an edge are rare"
-    chosen = steps.gather(1, torch.tensor(new).unsqueeze(1))[:, 0]
-    assert bool((best[:, 0] - chosen <= bound).all())
-    assert len(set(new)) >= 4, "the model repeats itself, so the test shows nothing"
+        print(f"\n{figures}")
 
 
 def test_this_machine_refuses_it(subject: Subject) -> None:
