@@ -95,6 +95,7 @@ def test_inputs_keep_their_values(tmp_path: Path) -> None:
     assert len(time_steps(program, "forward", repeats=2)) == 5
 
 
+@pytest.mark.full
 def test_sizes_are_those_a_model_can_have() -> None:
     """The report's figures hold for sequences that fit the context and what was traced."""
     module = tiny_decoder()

@@ -82,6 +82,7 @@ def test_a_processor_without_dot_products_is_refused(tmp_path: Path, monkeypatch
         open_target("host")
 
 
+@pytest.mark.full
 def test_a_language_model_becomes_arm_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path, "neoverse-n1", NEOVERSE_N1)
     host, machines = open_target("host"), list[int]()
