@@ -64,7 +64,7 @@ def compile_kernels(folder: Path, arch: str) -> None:
 
 
 def show_resources(arch: str, resources: Any) -> None:
-    """What every kernel needs of a multiprocessor: a line each, spills last."""
+    """What every kernel needs of a multiprocessor, a line each."""
     for used in resources:
         print(json.dumps({"figure": "resources", "arch": arch, **vars(used)}), flush=True)
 

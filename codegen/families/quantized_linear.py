@@ -98,7 +98,7 @@ class QuantizedLinearFamily(Family):
         )
 
 
-_BLOCKS = "16 output features to a block, or 128 of them and 128 rows; codes through shared memory"
+_BLOCKS = "16 or 32 output features to a block, or 128 of them and up to 128 rows; codes through shared memory"
 
 
 @emitted_once

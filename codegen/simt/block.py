@@ -86,10 +86,6 @@ class Block(ABC):
         none writes, such as weights."""
 
     @abstractmethod
-    def uniform(self, registers: Registers, at: int) -> Expr:
-        """An element that is the same in all threads, for use outside of phases."""
-
-    @abstractmethod
     def exchange(self, result: Registers, source: Registers, mask: int) -> None:
         """``result[t] = source[t ^ mask]`` within each warp, for element 0; both are one element, of four bytes."""
 
@@ -102,14 +98,6 @@ class Block(ABC):
         Lane t = 4 g + r holds in a[0..3] (uint32, four bytes each, the lowest first) the bytes 4 r ... 4 r + 3 of rows g and
         g + 8, then the bytes 16 + 4 r ... of the same rows; in b[0..1] the bytes 4 r ... and 16 + 4 r ... of column g; in
         sums[0..3] (int32) columns 2 r and 2 r + 1 of rows g and g + 8. (PTX: mma.m16n8k32.s8.)
-        """
-
-    @abstractmethod
-    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        """A warp's ``D += A B`` with A bfloat16 [16, 16], B bfloat16 [16, 8] and D float32 [16, 8].
-
-        Layout as in `products_s8`, with two bfloat16 in each register in place of four bytes, and 8 in place of 16.
-        Sums are formed in an order, and with a precision of the intermediate sum, that is the machine's own.
         """
 
     @abstractmethod

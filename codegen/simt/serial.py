@@ -77,10 +77,6 @@ class SerialBlock(Block):
     def wait_for_inputs(self) -> None:
         pass
 
-    def uniform(self, registers: Registers, at: int) -> Expr:
-        assert isinstance(registers, _Registers)
-        return registers.of(T.int32(0), at)
-
     def exchange(self, result: Registers, source: Registers, mask: int) -> None:
         assert isinstance(source, _Registers)
         with self.phase() as thread:
@@ -94,43 +90,18 @@ class SerialBlock(Block):
                 for number in range(4):
                     sums[at + number] = T.int32(0)
 
-        def byte(word: Expr, part: Expr) -> Expr:
-            return T.cast(T.cast(T.shift_right(word, T.cast(part * 8, "uint32")), "int8"), "int32")
-
-        self._products((sums, at), (a, a_at), (b, b_at), 4, byte)
-
-    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        def half(word: Expr, part: Expr) -> Expr:
-            low, high = T.shift_left(word, T.uint32(16)), T.bitwise_and(word, T.uint32(0xFFFF0000))
-            return T.reinterpret("float32", T.Select(part > 0, high, low))
-
-        self._products((sums, at), (a, a_at), (b, b_at), 2, half)
-
-    def _products(
-        self,
-        sums: tuple[Registers, int],
-        a: tuple[Registers, int],
-        b: tuple[Registers, int],
-        packed: int,
-        element: Callable[[Expr, Expr], Expr],
-    ) -> None:
-        """D[i, j] += sum over k of A[i, k] B[k, j]; a word has `packed` elements, and `element` takes one out of it.
-
-        As loops: written out, the instructions of one kernel would keep LLVM busy for minutes.
-        """
-        registers = [r for r, _ in (sums, a, b)]
-        assert all(isinstance(r, _Registers) for r in registers)
-        total, left, right = (r.buffer for r in registers)  # type: ignore[attr-defined]
+        assert isinstance(sums, _Registers) and isinstance(a, _Registers) and isinstance(b, _Registers)
+        total = sums.buffer
+        # Loops: written out, the instructions of one kernel would keep LLVM busy for minutes.
         with self.phase() as thread, T.serial(T.int32(4)) as number:
             warp, lane = thread // WARP * WARP, thread % WARP
             # Lane 4 g + r holds row g or g + 8, column 2 r or 2 r + 1.
             row_lane, column_lane = warp + lane // 4 * 4, warp + (lane % 4 * 2 + number % 2) * 4
-            place = thread * sums[0].size + sums[1] + number
-            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(packed)) as part:
-                word = left[(row_lane + quarter) * a[0].size + a[1] + 2 * half + number // 2]
-                other = right[(column_lane + quarter) * b[0].size + b[1] + half]
-                product = element(word, part) * element(other, part)
-                T.buffer_store(total, total[place] + product, [place])
+            place = thread * sums.size + at + number
+            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
+                word = a.buffer[(row_lane + quarter) * a.size + a_at + 2 * half + number // 2]
+                other = b.buffer[(column_lane + quarter) * b.size + b_at + half]
+                T.buffer_store(total, total[place] + _byte(word, part) * _byte(other, part), [place])
 
     def group_products_s8(
         self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
@@ -145,7 +116,7 @@ class SerialBlock(Block):
                 T.buffer_store(total, T.int32(0), [at])
             with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
                 word = left[(row_lane + quarter) * a.size + a_at + 2 * half + number % 4 // 2]
-                weight = T.cast(T.cast(T.shift_right(word, T.cast(part * 8, "uint32")), "int8"), "int32")
+                weight = _byte(word, part)
                 line = T.cast(place, "int32") + column * 128 + 16 * half + 4 * quarter + part
                 byte = T.bitwise_xor(line, T.shift_left(T.bitwise_and(T.shift_right(line, 7), 7), 4))
                 T.buffer_store(total, total[at] + weight * T.cast(shared[byte], "int32"), [at])
@@ -212,6 +183,11 @@ class SerialBlock(Block):
         for number in range(count):
             words = [source[(*index[:-1], index[-1] + (number * size + n))] for n in range(size)]
             result[at + number] = _joined(words, str(source.dtype))
+
+
+def _byte(word: Expr, part: Expr) -> Expr:
+    """One of the four bytes of a word, the lowest first, with its sign, as int32."""
+    return T.cast(T.cast(T.shift_right(word, T.cast(part * 8, "uint32")), "int8"), "int32")
 
 
 def _word(buffer: Any, start: Expr, size: int) -> Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import current
@@ -22,8 +23,6 @@ class ScalarTile(FloatTile):
         return scalar
 
     def widen(self, vector: Expr, dtype: str) -> Expr:
-        import torch
-
         if dtype not in STORAGE_DTYPES:
             raise ValueError(f"the tile {self.name} cannot widen {dtype}: use one of {', '.join(STORAGE_DTYPES)}")
         return loaded(vector, getattr(torch, dtype))

@@ -38,7 +38,6 @@ __device__ __forceinline__ void NAME({sum_type}* d, const unsigned* a, const uns
 _PRODUCTS_S8, _FRESH_PRODUCTS_S8 = (
     _mma("m16n8k32.row.col.s32.s8.s8.s32", "int", "r", fresh) for fresh in (False, True)
 )
-_PRODUCTS_BF16 = _mma("m16n8k16.row.col.f32.bf16.bf16.f32", "float", "f")
 
 _LOAD_MATRICES = {
     2: """
@@ -173,9 +172,6 @@ class CudaBlock(Block):
         if self._overlaps:
             T.evaluate(wait_for_previous())
 
-    def uniform(self, registers: Registers, at: int) -> Expr:
-        return registers[at]
-
     def exchange(self, result: Registers, source: Registers, mask: int) -> None:
         source_text = f"""
 __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
@@ -188,10 +184,6 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     ) -> None:
         name, source = ("fresh_products_s8", _FRESH_PRODUCTS_S8) if fresh else ("products_s8", _PRODUCTS_S8)
         T.evaluate(device_call(name, source, _address(sums, at), _address(a, a_at), _address(b, b_at)))
-
-    def products_bf16(self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int) -> None:
-        places = _address(sums, at), _address(a, a_at), _address(b, b_at)
-        T.evaluate(device_call("products_bf16", _PRODUCTS_BF16, *places))
 
     def group_products_s8(
         self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
