@@ -41,6 +41,24 @@ class Norm:
             raise ValueError(f"a norm needs rows of at least one element, got {self.width}")
 
 
+def arguments(config: Norm) -> tuple[Expr, ...]:
+    """Rows, x, residual, weight, bias, total and y of the PrimFunc being emitted; None for those it does not take."""
+    rows = emit.symbol("rows")
+
+    def argument(name: str, taken: bool, *shape: Expr | int) -> Expr:
+        return emit.argument(name, shape, "float32") if taken else None
+
+    return (
+        rows,
+        argument("x", True, rows, config.width),
+        argument("residual", config.residual, rows, config.width),
+        argument("weight", config.weight, config.width),
+        argument("bias", config.bias, config.width),
+        argument("total", config.residual, rows, config.width),
+        argument("y", True, rows, config.width),
+    )
+
+
 def rms_norm(config: Norm) -> Any:
     """The PrimFunc of ``y = x / sqrt(mean(x^2) + epsilon) * weight + bias`` over the rows of x.
 
@@ -59,13 +77,7 @@ def _norm(name: str, config: Norm, centred: bool) -> Any:
     tile, width = config.tile, config.width
 
     def body() -> None:
-        rows = emit.symbol("rows")
-        x = emit.argument("x", (rows, width), "float32")
-        residual = emit.argument("residual", (rows, width), "float32") if config.residual else None
-        weight = emit.argument("weight", (width,), "float32") if config.weight else None
-        bias = emit.argument("bias", (width,), "float32") if config.bias else None
-        total = emit.argument("total", (rows, width), "float32") if config.residual else None
-        y = emit.argument("y", (rows, width), "float32")
+        rows, x, residual, weight, bias, total, y = arguments(config)
         vectors, source = Row(tile, width), x if total is None else total
 
         def at_row(row: Expr) -> None:

@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.rows import RowBlock, threads_for
-from planish.codegen.kernels.norms import Norm
+from planish.codegen.kernels.norms import Norm, arguments
 from planish.codegen.simt.block import Block
 from planish.codegen.tiles.float import Expr
 
@@ -19,18 +19,12 @@ def norm(config: Norm, centred: bool) -> Any:
     width, threads = config.width, threads_for(config.width)
 
     def body() -> None:
-        rows = emit.symbol("rows")
-        x = emit.argument("x", (rows, width), "float32")
-        residual = emit.argument("residual", (rows, width), "float32") if config.residual else None
-        weight = emit.argument("weight", (width,), "float32") if config.weight else None
-        bias = emit.argument("bias", (width,), "float32") if config.bias else None
-        total = emit.argument("total", (rows, width), "float32") if config.residual else None
-        y = emit.argument("y", (rows, width), "float32")
+        rows, x, residual, weight, bias, total, y = arguments(config)
 
         def at_row(block: Block) -> None:
             (row,), along = block.index, RowBlock(block, width)
             source = x if total is None else total
-            if total is not None and residual is not None:
+            if total is not None:
                 with block.phase() as thread:
                     along.each(thread, lambda k: T.buffer_store(total, x[row, k] + residual[row, k], [row, k]))
             zero = T.float32(0)
