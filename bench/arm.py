@@ -22,8 +22,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def cycles(body: Sequence[str], model: str) -> float:
         sys.exit("llvm-mca is not installed (on Debian: apt-get install llvm-19)")
     command = [tool, "-mtriple=aarch64", f"-mcpu={model}", "-json", f"-iterations={PASSES}", "-instruction-info=0"]
     done = subprocess.run(command, input="\n".join(body), capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"] / PASSES
+    total: int = json.loads(done.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"]
+    return total / PASSES
 
 
 def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float) -> dict[str, Any]:
@@ -150,17 +152,21 @@ def assembly(function: Any, target: Any) -> str:
     """The assembly of one kernel."""
     import tvm
 
-    return tvm.compile(function, target=target.tvm_target()).mod.inspect_source("asm")
+    text: str = tvm.compile(function, target=target.tvm_target()).mod.inspect_source("asm")
+    return text
 
 
 def measure_int4(build: str, group: int) -> Iterator[dict[str, Any]]:
     """The 4-bit linear kernel with float16 scales: one row, and as many as share a load of the weight."""
     from planish.codegen.kernels.linear_int4 import configurations, linear_int4
     from planish.targets import open_target
+    from planish.targets.arm.int8_tiles import DotTile
 
     target = open_target(build)
-    config = configurations(target.int8_tile, FEATURES, FEATURES, group, "float16", False)[0]
-    lines, name = read_lines(assembly(linear_int4(config), target)), config.tile.intrinsic
+    tile = target.int8_tile
+    assert isinstance(tile, DotTile)
+    config = configurations(tile, FEATURES, FEATURES, group, "float16", False)[0]
+    lines, name = read_lines(assembly(linear_int4(config), target)), tile.intrinsic
     steps = max(count for count in range(1, config.steps + 1) if config.layout.steps % count == 0)
     passes = config.layout.steps // steps
     for rows in (1, config.rows):
@@ -311,6 +317,11 @@ LLAMA = {
 that one pass of the inner loop multiplies."""
 
 
+def _name(names: Mapping[str, str], word: re.Match[str]) -> str:
+    """The instruction that the assembly gives as a number."""
+    return names[word[1]]
+
+
 def measure_llama(folder: Path, model: str) -> Iterator[dict[str, Any]]:
     """llama.cpp's Q4_0 kernels, groups of 32 with float16 scales, from its folder `ggml`."""
     sources = folder / "src" / "ggml-cpu"
@@ -332,10 +343,10 @@ def measure_llama(folder: Path, model: str) -> Iterator[dict[str, Any]]:
                 language = ["-x", "c"] if file.endswith(".c") else ["-x", "c++"]
                 subprocess.run([*command, *language, str(source), "-o", str(output)], check=True, capture_output=True)
             # Written as numbers in the source, which has their names in comments.
-            names = dict(re.findall(r"\.inst (0x\w+)\s*// ([^\\]+)", source.read_text(encoding="utf-8")))
+            named = re.findall(r"\.inst (0x\w+)\s*// ([^\\]+)", source.read_text(encoding="utf-8"))
             text = output.read_text(encoding="utf-8", errors="replace")
             text = text[text.index(f"\n{function}:") :].split("\n.Lfunc_end", 1)[0]
-            text = re.sub(r"\.inst\s+(0x\w+)", lambda word, names=names: names[word[1]], text)
+            text = re.sub(r"\.inst\s+(0x\w+)", partial(_name, dict(named)), text)
             lines = read_lines(text)
             loop, _ = find_products(lines, name, rows * blocks * 32 // PRODUCTS[name])
             body = instructions(lines[loop.begin : loop.end])

@@ -44,9 +44,9 @@ def compile_kernels(folder: Path, arch: str) -> None:
     from planish.codegen.kernels.blocks.linear_int4 import linear_int4
     from planish.codegen.kernels.blocks.linear_int4_layer import configure
     from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
-    from planish.targets import open_target
+    from planish.targets.cuda.target import CudaTarget
 
-    target = open_target(f"cuda:{arch}")
+    target = CudaTarget.named(arch)
     functions, weights = {}, {}
     with speaking(target.dialect):
         for outs, ins in SHAPES:
@@ -77,12 +77,12 @@ def compile_model(folder: Path, arch: str, shape: str) -> None:
     from planish.codegen.build import build
     from planish.passes.dead_code import DeadCode
     from planish.passes.quantize_weights import QuantizeWeights
-    from planish.targets import open_target
+    from planish.targets.cuda.target import CudaTarget
 
     with tempfile.TemporaryDirectory() as checkpoint:
         model = planish.trace(SHAPES[shape].outline(Path(checkpoint)), check=False)
         model = planish.compress(model, [QuantizeWeights(group=128), DeadCode()], check=False)
-        target = open_target(f"cuda:{arch}")
+        target = CudaTarget.named(arch)
         artifact = build(planish.prepare(model, target.name, check=False).module, target)
     show_resources(arch, target.resources)
     folder = folder / shape
@@ -144,7 +144,8 @@ def run_model(folder: Path) -> list[dict[str, Any]]:
 
 
 def _bytes(type: Any) -> int:
-    return math.prod(type.shape({})) * np.dtype(type.stored).itemsize
+    size: int = math.prod(type.shape({})) * np.dtype(type.stored).itemsize
+    return size
 
 
 def run(folder: Path) -> None:

@@ -110,10 +110,13 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
 
     from planish.codegen.kernels.peaks import READS, read_tasks, reading
     from planish.codegen.runtime.executable import open_artifact
+    from planish.codegen.runtime.language_model import LanguageModel
     from planish.targets import open_target
 
     shape = SHAPES[name]
     ours = open_artifact(artifact, threads=threads, check=False)
+    if not isinstance(ours, LanguageModel):
+        sys.exit(f"{artifact} is an artifact that generates no tokens: remove it, and it is made again")
     file = write_gguf(shape, folder / f"{name}-q4_0.gguf", gguf.GGMLQuantizationType.Q4_0)
     theirs = LlamaCpp(file, threads=threads, context=shape.context)
     ids = [n % shape.vocabulary for n in range(PROMPT)]

@@ -63,10 +63,11 @@ def linear(
     """The figures of one weight shape, one number of rows after the other."""
     import torch
     import tvm
-    from linear_int4 import CHUNK_VECTORS, READ_BYTES, read_kernel
+    from linear_int4 import READ_BYTES
     from measure import take_turns
 
     from planish.codegen.kernels.linear_dense import configurations, linear_dense, pack_weight
+    from planish.codegen.kernels.peaks import read_tasks, reading
 
     config = configurations(tile, in_features, out_features, dtype, False)[0]
     kernel = tvm.compile(linear_dense(config), target=target)["linear_dense"]
@@ -74,16 +75,16 @@ def linear(
     copies = COLD_BYTES // (weight.numel() * weight.itemsize) + 1
     weights = [weight.clone() for _ in range(copies)]
     packed = [pack_weight(config, weight) for _ in range(copies)]
-    read = tvm.compile(read_kernel(tile.lanes), target=target)["read"]
+    read = tvm.compile(reading(tile.lanes, READ_BYTES // 4, "short"), target=target)["reading"]
     sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
-    sums = torch.zeros(READ_BYTES // 4 // CHUNK_VECTORS // tile.lanes, tile.lanes, dtype=torch.int32)
+    sums = torch.zeros(read_tasks(tile.lanes, READ_BYTES // 4, "short"), tile.lanes, dtype=torch.int32)
 
     for count in rows:
         x, y = torch.randn(count, in_features), torch.empty(count, out_features)
         narrow = x.to(weight.dtype)
         candidates: dict[str, Callable[[int], object]] = {
-            "kernel": partial(_in_turn, lambda w, x=x, y=y: kernel(x, w, y), packed),
-            "torch": partial(_in_turn, lambda w, x=narrow: torch.nn.functional.linear(x, w), weights),
+            "kernel": partial(_in_turn, partial(_kernel, kernel, x, y), packed),
+            "torch": partial(_in_turn, partial(torch.nn.functional.linear, narrow), weights),
             "read": partial(_in_turn, lambda source: read(source, sums), sources),
         }
         with torch.no_grad():
@@ -129,6 +130,10 @@ def _speed(timings: Any, operations: int) -> dict[str, Any]:
         "dropped": timings.dropped,
         "disturbed": timings.disturbed,
     }
+
+
+def _kernel(kernel: Any, x: Any, y: Any, weight: Any) -> None:
+    kernel(x, weight, y)
 
 
 def _in_turn(call: Callable[[Any], object], tensors: list[Any], number: int) -> None:

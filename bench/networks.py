@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from measure import take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 import planish
-from planish.codegen.runtime.library import set_threads
 from planish.testing.networks import residual_network, vision_transformer
 
-NETWORKS = {"residual network": residual_network, "vision transformer": vision_transformer}
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "residual network": residual_network,
+    "vision transformer": vision_transformer,
+}
 SIZE = 224
 
 
@@ -45,7 +48,7 @@ def measure(name: str, batches: list[int], threads: list[int], rounds: int) -> l
     for batch in batches:
         for count in threads:
             torch.set_num_threads(count)
-            set_threads(count)
+            ours.device.set_threads(count)
             figures.append(
                 {"batch": batch, "threads": count, **_one(module, ours, images[:batch].contiguous(), rounds)}
             )

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from planish.codegen.claims import claimed
 from planish.codegen.simt.block import Block
 from planish.codegen.tiles.float import Expr
 
@@ -119,8 +120,7 @@ class LlvmDialect(Dialect):
         return T.alloc_buffer(size, dtype)
 
     def parallel(self, extent: Expr) -> AbstractContextManager[Expr]:
-        loop: AbstractContextManager[Expr] = T.parallel(extent)
-        return loop
+        return claimed(extent)
 
     def check(self, extent: Expr, condition: Callable[[Expr], Expr], message: str) -> None:
         # Inside the threads a failure could not be reported.

@@ -96,6 +96,9 @@ class LlamaCpp:
         llama_cpp.llama_synchronize(self._context)
 
 
-@llama_cpp.llama_log_callback
-def _SILENT(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+def _ignore(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """Its log is not ours."""
+
+
+# No decorator, which would take the function's types away: those of llama.cpp's package are not read.
+_SILENT = llama_cpp.llama_log_callback(_ignore)

@@ -1,9 +1,9 @@
 """How many threads a call of compiled code should use, learnt from how long calls take.
 
-Compiled code shares each loop evenly among its threads and waits for all of them. On a core that another process keeps
-busy, a thread may wait for its turn longer than the loop takes, and so do all the others, hundreds of times a second: two
-threads on two cores, one of them contended, can be several times slower than one thread alone. Results have the same bits
-with any number of threads, so the number may change from call to call.
+The threads of compiled code share out each loop while it runs, but none goes on before what another one has begun is done.
+On a core that another process keeps busy, a thread may wait for its turn longer than the loop takes, and so do all the
+others, hundreds of times a second: two threads on two cores, one of them contended, can be slower than one thread alone.
+Results have the same bits with any number of threads, so the number may change from call to call.
 
 For each kind of call (a function and the sizes of its arguments) the governor keeps the recent time at a few numbers of
 threads, uses the fastest, and tries another one now and then: at once when it turns out better, ever more rarely when it
