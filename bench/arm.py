@@ -1,10 +1,10 @@
 """Instructions and cycles of the Arm kernels' inner loops, beside the cycles that memory allows.
 
-Kernels are compiled for `arm:cortex-a76` (sdot) and `arm:generic+i8mm` (usdot). In the assembly, the loop that does the
-products is found, and llvm-mca says how many cycles a pass of it takes in steady state, everything being in the first
-cache: `neoverse-n1`, the server's A76, where sdot serves, and `neoverse-n2`, the server's A710, where i8mm does. One
-row (decode) stands beside the cycles in which 10 GB/s bring the weights and their scales at 2.6 GHz; many rows
-(prefill) beside the most products that the pipes can start.
+Kernels are compiled for `arm:cortex-a76` (sdot) and `arm:generic+i8mm` (smmla for many rows). In the assembly, the loop that
+does the products is found, and llvm-mca says how many cycles a pass of it takes in steady state, everything being in the
+first cache: `neoverse-n1`, the server's A76, where only sdot serves, and `neoverse-n2`, the server's A710, where i8mm does.
+One row (decode) stands beside the cycles in which 10 GB/s bring the weights and their scales at 2.6 GHz; many rows (prefill)
+beside the most products that the pipes can start.
 
     python bench/arm.py [--emulate] [--llama FOLDER]     # needs llvm-mca 17 or later (Debian: llvm-19)
 
@@ -36,7 +36,7 @@ PIPES = 2
 WEIGHTS = 128
 """Weights that instructions and cycles are given for."""
 FEATURES, PASSES = 4096, 200
-PRODUCTS = {"sdot": 16, "usdot": 16, "smmla": 32, "usmmla": 32, "fmla": 4}
+PRODUCTS = {"sdot": 16, "smmla": 32, "fmla": 4}
 """Products of one instruction on registers of 128 bits."""
 
 _LABEL = re.compile(r"^([\w.$]+):")
@@ -83,8 +83,10 @@ def mnemonics(lines: Sequence[str]) -> Counter[str]:
     return Counter(line.split()[0] for line in instructions(lines))
 
 
-def find_products(lines: Sequence[str], name: str, count: int) -> tuple[Loop, Loop | None]:
+def find_products(lines: Sequence[str], name: str, count: int, without: str = "") -> tuple[Loop, Loop | None]:
     """The first innermost loop with exactly ``count`` instructions ``name``, and the next loop around it.
+
+    ``without`` is an instruction that the loop has none of.
 
     Raises:
         LookupError: when there is none.
@@ -92,7 +94,8 @@ def find_products(lines: Sequence[str], name: str, count: int) -> tuple[Loop, Lo
     loops = find_loops(lines)
     for loop in loops:
         innermost = not any(loop.contains(other) for other in loops)
-        if innermost and mnemonics(lines[loop.begin : loop.end])[name] == count:
+        counted = mnemonics(lines[loop.begin : loop.end])
+        if innermost and counted[name] == count and not counted[without]:
             around = [other for other in loops if other.contains(loop)]
             return loop, min(around, key=lambda other: other.end - other.begin, default=None)
     raise LookupError(f"no innermost loop with {count} {name}")
@@ -143,8 +146,6 @@ def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float) 
     per_cycle = products / taken
     result |= {"products_per_cycle": round(per_cycle, 2), "limit": name}
     result["share_of_limit"] = round(per_cycle / (PIPES * PRODUCTS[name]), 3)
-    if name == "usdot":
-        result["share_of_usmmla_limit"] = round(per_cycle / (PIPES * PRODUCTS["usmmla"]), 3)
     return result
 
 
@@ -157,21 +158,26 @@ def assembly(function: Any, target: Any) -> str:
 
 
 def measure_int4(build: str, group: int) -> Iterator[dict[str, Any]]:
-    """The 4-bit linear kernel with float16 scales: one row, and as many as share a load of the weight."""
-    from planish.codegen.kernels.linear_int4 import configurations, linear_int4
+    """The 4-bit linear kernel with float16 scales: one row, and the register tile of many."""
+    from planish.codegen.kernels.linear_int4 import linear_int4
+    from planish.codegen.kernels.linear_int4_config import configurations
     from planish.targets import open_target
-    from planish.targets.arm.int8_tiles import DotTile
 
     target = open_target(build)
-    tile = target.int8_tile
-    assert isinstance(tile, DotTile)
-    config = configurations(tile, FEATURES, FEATURES, group, "float16", False)[0]
-    lines, name = read_lines(assembly(linear_int4(config), target)), tile.intrinsic
+    config = configurations(target.int8_tile, FEATURES, FEATURES, group, "float16", False)[0]
+    lines = read_lines(assembly(linear_int4(config), target))
     steps = max(count for count in range(1, config.steps + 1) if config.layout.steps % count == 0)
-    passes = config.layout.steps // steps
-    for rows in (1, config.rows):
-        loop, around = find_products(lines, name, rows * config.vectors * 2 * steps)
-        body = unrolled(lines, loop, around, passes)
+    of_many = "smmla" if config.tile.multiplies_pairs else "sdot"
+    for rows, name, count, unpacking in (
+        (1, "sdot", config.vectors * 2 * steps, ""),
+        (config.many, of_many, config.many * 2 * steps * PRODUCTS["sdot"] // PRODUCTS[of_many], "ushr"),
+    ):
+        passes = config.layout.steps // steps
+        try:
+            body = unrolled(lines, *find_products(lines, name, count, without=unpacking), passes)
+        except LookupError:
+            # LLVM has unrolled the passes itself.
+            body = unrolled(lines, *find_products(lines, name, count * passes, without=unpacking), 1)
         bits = 8 * config.layout.block_bytes / (config.layout.columns * group)
         yield {"kernel": "linear_int4", "group": group, **figures(body, MODELS[build], name, rows, bits)}
 
@@ -262,7 +268,7 @@ def _executed(processor: str, *command: str | Path) -> int:
 
 def measure_calls(build: str) -> Iterator[dict[str, Any]]:
     """Instructions of whole calls, everything included, for every 128 weights."""
-    from planish.codegen.kernels import linear_dense, linear_int4
+    from planish.codegen.kernels import linear_dense, linear_int4, linear_int4_config
     from planish.targets import open_target
 
     target = open_target(build)
@@ -273,7 +279,7 @@ def measure_calls(build: str) -> Iterator[dict[str, Any]]:
         return {"call": f"{OUTS}x{INS}", "rows": rows, "instructions": number, "instructions_per_128": per_128}
 
     for group in (32, 128):
-        config = linear_int4.configurations(target.int8_tile, INS, OUTS, group, "float16", False)[0]
+        config = linear_int4_config.configurations(target.int8_tile, INS, OUTS, group, "float16", False)[0]
         text = assembly(linear_int4.linear_int4(config), target)
         for rows in (1, EMULATED_ROWS):
             arguments = [(SIGNED, 8, (rows, INS)), (REAL, 32, (rows, 1)), (UNSIGNED, 8, config.packed_shape)]

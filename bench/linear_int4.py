@@ -57,7 +57,8 @@ def measure(
     import tvm
     from measure import take_turns
 
-    from planish.codegen.kernels.linear_int4 import configurations, linear_int4
+    from planish.codegen.kernels.linear_int4 import linear_int4
+    from planish.codegen.kernels.linear_int4_config import configurations
     from planish.codegen.kernels.peaks import read_tasks, reading
 
     config = configurations(tile, in_features, out_features, group, "float16", False)[0]

@@ -15,7 +15,8 @@ from planish.codegen.kernels.blocks import linear_int4_layer as blocks
 from planish.codegen.kernels.blocks import quantize_activation as quantize_blocks
 from planish.codegen.kernels.blocks.linear_int4 import linear_int4 as block_linear_int4
 from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
-from planish.codegen.kernels.linear_int4 import LinearInt4, configurations, linear_int4, pack_weight
+from planish.codegen.kernels.linear_int4 import linear_int4
+from planish.codegen.kernels.linear_int4_config import LinearInt4, configurations, pack_weight
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.stored import as_float32
 from planish.ir import GroupedInt, Node, Param
@@ -120,7 +121,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _packed(param: Param, config: LinearInt4) -> Packed:
     layout = config.layout
-    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}{'s' if layout.signed else ''}"
+    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}"
 
     def make() -> torch.Tensor:
         storage = param.storage()

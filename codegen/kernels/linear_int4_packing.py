@@ -8,8 +8,7 @@ the order in which the kernel consumes them, and each carries its own scales, so
         high four bits:  element k = 2 * depth * s + depth + d     of the same column
     then ``columns`` scales.
 
-So one load, one mask and one shift give the operands of two dot-product steps. Four bits hold q + 8, or q in two's
-complement for instructions that want signed weights.
+So one load, one mask and one shift give the operands of two dot-product steps. Four bits hold q + 8.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ class Int4Layout:
         lanes, depth: of the instruction tile that reads the weight.
         vectors: vectors of columns in a panel.
         scale_dtype: float32, float16 or bfloat16.
-        signed: whether values are in two's complement rather than q + 8.
     """
 
     group: int
@@ -45,7 +43,6 @@ class Int4Layout:
     depth: int
     vectors: int
     scale_dtype: str
-    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in SCALE_BYTES:
@@ -133,8 +130,6 @@ class Int4Layout:
         padding = panels * self.columns - out_features
         packed = torch.empty((panels, groups, block_bytes), dtype=torch.uint8)
         values = torch.nn.functional.pad(values, (0, 0, 0, padding), value=ZEROS)
-        # q + 8 and the two's complement of q differ in the highest of four bits.
-        values = values ^ ZEROS if self.signed else values
         packed[..., : self.value_bytes] = self._interleave(values, panels, groups)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, padding)).reshape(panels, self.columns, groups)
         packed[..., self.value_bytes :] = scales.transpose(1, 2).contiguous().view(torch.uint8)

@@ -78,30 +78,40 @@ def multiplying(tile: FloatTile, tasks: int, steps: int) -> Any:
     return emit.prim_func("multiplying", body)
 
 
+def activation_bytes(tile: Int8Tile) -> int:
+    """Activations of one chain of :func:`summing_products`."""
+    return 4 * tile.depth if tile.multiplies_pairs else tile.lanes * tile.depth
+
+
 def summing_products(tile: Int8Tile, tasks: int, steps: int, rounds: int) -> Any:
     """The PrimFunc ``(weights (steps, bytes), activations (chains, bytes) int8, y (tasks, chains, lanes) int32)``.
 
-    y gains, ``rounds`` times, the products of every row of weights with the chain's activations. Weights are uint8 or int8
-    as the tile wants them, at most 7 in magnitude.
+    y gains, ``rounds`` times, the products of every row of weights (uint8, at most 7) with the chain's activations: those
+    of a row, or of a pair of rows where the tile multiplies pairs.
     """
     count, lanes, width = chains(tile.floats), tile.lanes, tile.lanes * tile.depth
+    taken = activation_bytes(tile)
 
     def body() -> None:
-        dtype = "uint8" if tile.unsigned_weights else "int8"
-        weights = emit.argument("weights", (steps, width), dtype)
-        activations = emit.argument("activations", (count, width), "int8")
+        weights = emit.argument("weights", (steps, width), "uint8")
+        activations = emit.argument("activations", (count, taken), "int8")
         y = emit.argument("y", (tasks, count, lanes), "int32")
         with emit.tasks("task", tasks) as task:
             sums = emit.scratch("sums", count * lanes, "int32")
-            operands: list[Expr] = [T.bind(emit.load(activations, [chain, 0], width)) for chain in range(count)]
+            operands: list[Expr] = [T.bind(emit.load(activations, [chain, 0], taken)) for chain in range(count)]
             for chain in range(count):
                 emit.store(sums, [chain * lanes], emit.load(y, [task, chain, 0], lanes), lanes)
             with emit.loop("round", rounds), emit.loop("step", steps) as step:
                 weight = T.bind(emit.load(weights, [step, 0], width))
                 for chain in range(count):
-                    accumulator = tile.accumulator(emit.load(sums, [chain * lanes], lanes), 7)
-                    accumulator.add(weight, operands[chain])
-                    emit.store(sums, [chain * lanes], accumulator.value(), lanes)
+                    total = emit.load(sums, [chain * lanes], lanes)
+                    if tile.multiplies_pairs:
+                        total = tile.add_pairs(total, operands[chain], weight)
+                    else:
+                        accumulator = tile.accumulator(total, 7)
+                        accumulator.add(weight, operands[chain])
+                        total = accumulator.value()
+                    emit.store(sums, [chain * lanes], total, lanes)
             for chain in range(count):
                 emit.store(y, [task, chain, 0], emit.load(sums, [chain * lanes], lanes), lanes)
 

@@ -1,9 +1,11 @@
-"""What an integer kernel asks of a machine: the *instruction tile* of 8-bit dot products summed into int32 lanes.
+"""What an integer kernel asks of a machine: the *instruction tile* of 8-bit products summed into int32 lanes.
 
-Processors differ in the shape of that instruction (how many lanes, how many products a lane sums at once), in whether
-the weights must be unsigned, and in whether sums can overflow on the way. A kernel family states its loops against
+Processors differ in the shape of that instruction (how many lanes, how many products a lane sums at once, whether it takes
+one row of activations or two), and in whether sums can overflow on the way. A kernel family states its loops against
 this interface and never names a processor; a target supplies the instance. The promise that matters: the sums are
 exact, so their order is free, and results differ between tiles in nothing but speed.
+
+Weights are at most 127, so that they are the same bytes for instructions that take signed and unsigned ones.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from tvm.tirx.script import builder as T
-
 from planish.codegen.tiles.float import Expr, FloatTile
+
+LARGEST_WEIGHT = 127
 
 
 class DotAccumulator(ABC):
@@ -23,8 +25,8 @@ class DotAccumulator(ABC):
     def add(self, weights: Expr, activations: Expr) -> None:
         """Emit one step: lane l gains ``sum over d < depth of weights[l * depth + d] * activations[l * depth + d]``.
 
-        Both are vectors of ``lanes * depth`` bytes: ``weights`` uint8 or int8 as the tile's ``unsigned_weights`` says,
-        ``activations`` int8 in [-127, 127].
+        Both are vectors of ``lanes * depth`` bytes: ``weights`` uint8 up to LARGEST_WEIGHT, ``activations`` int8 in
+        [-127, 127].
         """
 
     @abstractmethod
@@ -39,14 +41,12 @@ class Int8Tile(ABC):
     Attributes:
         name: how reports and test ids call this tile.
         depth: consecutive products that one lane sums in one step. An even number.
-        unsigned_weights: whether the weight operand is uint8 (activations are int8 always).
         floats: the float vectors of the same machine; one of their lanes stands over one int32 lane.
         features: the processor features the emitted instructions need, in the target's own vocabulary.
     """
 
     name: str
     depth: int
-    unsigned_weights: bool
     floats: FloatTile
     features: frozenset[str]
 
@@ -60,17 +60,37 @@ class Int8Tile(ABC):
         """Activations of a row that are best loaded at once: one step's, or more, of which a step takes its part."""
         return self.depth
 
-    def scaled(self, sums: Expr, power: int) -> Expr:
-        """``sums / 2^power`` as float32, for sums that float32 holds."""
-        floats = T.cast(sums, f"float32x{self.lanes}")
-        return floats * self.floats.broadcast(T.float32(2.0**-power)) if power else floats
-
     @abstractmethod
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
-        """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound`` in magnitude.
-
-        A bound of 128 means weights down to -128 where they are signed.
+        """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound``.
 
         Raises:
             ValueError: when sums of weights that large would not be exact on this machine.
         """
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        """Whether there is an instruction that multiplies two rows at once; see `add_pairs`."""
+        return False
+
+    def add_pairs(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        """``sums``, int32 (2 rows, lanes / 2 columns), plus products that are twice as deep as a dot product.
+
+        ``activations`` is (2 rows, 2 * depth) int8 and ``weights`` (lanes / 2 columns, 2 * depth) uint8, both with the
+        ranges of `DotAccumulator.add`.
+
+        Raises:
+            ValueError: where there is no such instruction.
+        """
+        raise ValueError(f"the tile {self.name} multiplies one row at a time")
+
+
+def check_weights(tile: Int8Tile, bound: int) -> None:
+    """Raise ValueError for weights that are not the same bytes signed and unsigned."""
+    if bound > LARGEST_WEIGHT:
+        raise ValueError(f"the tile {tile.name} takes weights up to {LARGEST_WEIGHT}, not {bound}")
+
+
+def products(tile: Int8Tile) -> int:
+    """Products of one instruction, of the kind that has most."""
+    return tile.lanes * tile.depth * (2 if tile.multiplies_pairs else 1)

@@ -1,7 +1,6 @@
-"""The 8-bit dot products of 64-bit Arm: `sdot` of Armv8.2, and `usdot`, which came with the matrix multiplications of i8mm.
+"""The 8-bit products of 64-bit Arm: `sdot` of Armv8.2 for one row, and `smmla` of i8mm for two rows and two columns at once.
 
-Both sum four products into each int32 lane without saturating. `usdot` takes weights as they are stored, unsigned;
-`sdot` wants them signed.
+`sdot` sums four products into each of four int32 lanes, `smmla` eight into each of four; neither saturates.
 """
 
 from __future__ import annotations
@@ -11,16 +10,21 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from planish.codegen.tiles.float import Expr
-from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile
+from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile, check_weights
 from planish.targets.arm.float_tiles import NEON
 
 
+def _products(instruction: str, sums: Expr, left: Expr, right: Expr) -> Expr:
+    intrinsic = f"llvm.aarch64.neon.{instruction}.v4i32.v16i8"
+    return T.bind(T.call_llvm_pure_intrin("int32x4", intrinsic, sums, left, right))
+
+
 class _DotAccumulator(DotAccumulator):
-    def __init__(self, initial: Expr, intrinsic: str) -> None:
-        self._sums, self._intrinsic = initial, f"llvm.aarch64.neon.{intrinsic}.v4i32.v16i8"
+    def __init__(self, initial: Expr) -> None:
+        self._sums = initial
 
     def add(self, weights: Expr, activations: Expr) -> None:
-        self._sums = T.bind(T.call_llvm_pure_intrin("int32x4", self._intrinsic, self._sums, weights, activations))
+        self._sums = _products("sdot", self._sums, weights, activations)
 
     def value(self) -> Expr:
         return self._sums
@@ -28,30 +32,33 @@ class _DotAccumulator(DotAccumulator):
 
 @dataclass(frozen=True)
 class DotTile(Int8Tile):
-    """One dot-product instruction a step; `intrinsic` is its name."""
+    """`sdot`; with `matrices` also `smmla`."""
 
-    intrinsic: str = "sdot"
+    matrices: bool = False
 
     @property
     def taken(self) -> int:
         """A whole vector: the instruction itself takes one of its four parts."""
         return 16
 
-    def scaled(self, sums: Expr, power: int) -> Expr:
-        """The conversion divides by itself."""
-        if not power:
-            return super().scaled(sums, power)
-        return T.call_llvm_pure_intrin("float32x4", "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", sums, T.int32(power))
-
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
-        limit = 255 if self.unsigned_weights else 128
-        if weight_bound > limit:
-            raise ValueError(f"the tile {self.name} takes weights up to {limit}, not {weight_bound}")
-        return _DotAccumulator(initial, self.intrinsic)
+        check_weights(self, weight_bound)
+        return _DotAccumulator(initial)
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        return self.matrices
+
+    def add_pairs(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        return (
+            _products("smmla", sums, activations, weights)
+            if self.matrices
+            else super().add_pairs(sums, activations, weights)
+        )
 
 
-USDOT = DotTile("usdot", 4, True, NEON, NEON.features | {"i8mm"}, "usdot")
-SDOT = DotTile("sdot", 4, False, NEON, NEON.features | {"dotprod"}, "sdot")
+SMMLA = DotTile("smmla", 4, NEON, NEON.features | {"dotprod", "i8mm"}, matrices=True)
+SDOT = DotTile("sdot", 4, NEON, NEON.features | {"dotprod"})
 
-INT8_TILES: tuple[Int8Tile, ...] = (USDOT, SDOT)
+INT8_TILES: tuple[Int8Tile, ...] = (SMMLA, SDOT)
 """Every 8-bit tile of this target, best first."""

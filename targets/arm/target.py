@@ -12,7 +12,7 @@ from tvm.target import codegen as llvm
 from planish.codegen.registry import served_encodings
 from planish.codegen.target import Target
 from planish.codegen.tiles.float import FloatTile
-from planish.codegen.tiles.int8 import Int8Tile
+from planish.codegen.tiles.int8 import Int8Tile, products
 from planish.ir import Capabilities, UnsupportedError
 from planish.targets.arm.float_tiles import NEON
 from planish.targets.arm.int8_tiles import INT8_TILES
@@ -80,9 +80,9 @@ class ArmTarget(Target):
         return self._int8_tile
 
     def operations_per_second(self) -> dict[str, float]:
-        """From clock and pipes: a vector of four fused multiply-adds, or of sixteen byte products, is two operations each."""
+        """From clock and pipes, each of which starts a vector of four fused multiply-adds or the products of one tile."""
         started = self.processor.gigahertz * 1e9 * self.processor.pipes * self.processor.cores
-        return {"float32": 8 * started, "int8": 32 * started}
+        return {"float32": 8 * started, "int8": 2 * products(self.int8_tile) * started}
 
     def link(self, objects: Sequence[Path], library: Path) -> None:
         self.system.link(objects, library)

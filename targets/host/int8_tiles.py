@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tvm.tirx.script import builder as T
 
 from planish.codegen.tiles.float import Expr
-from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile
+from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile, check_weights
 from planish.targets.host.float_tiles import AVX2 as AVX2_FLOATS
 from planish.targets.host.float_tiles import AVX512 as AVX512_FLOATS
 
@@ -35,8 +35,7 @@ class VnniTile(Int8Tile):
     """``vpdpbusd``. LLVM encodes its 256-bit form for AVX-VNNI or for AVX-512, whichever the compilation target has."""
 
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
-        if weight_bound > 255:
-            raise ValueError(f"the tile {self.name} takes weights up to 255, not {weight_bound}")
+        check_weights(self, weight_bound)
         return _VnniAccumulator(initial, self.lanes)
 
 
@@ -92,28 +91,24 @@ class PairTile(Int8Tile):
 AVX512_VNNI = VnniTile(
     name="avx512-vnni",
     depth=4,
-    unsigned_weights=True,
     floats=AVX512_FLOATS,
     features=AVX512_FLOATS.features | {"avx512bw", "avx512vnni"},
 )
 AVX512_PAIRS = PairTile(
     name="avx512-pairs",
     depth=4,
-    unsigned_weights=True,
     floats=AVX512_FLOATS,
     features=AVX512_FLOATS.features | {"avx512bw"},
 )
 AVX_VNNI = VnniTile(
     name="avx-vnni",
     depth=4,
-    unsigned_weights=True,
     floats=AVX2_FLOATS,
     features=AVX2_FLOATS.features | {"avxvnni"},
 )
 AVX2_PAIRS = PairTile(
     name="avx2-pairs",
     depth=4,
-    unsigned_weights=True,
     floats=AVX2_FLOATS,
     features=AVX2_FLOATS.features,
 )

@@ -24,6 +24,7 @@ import torch
 import tvm
 
 from planish.codegen.kernels import peaks
+from planish.codegen.tiles.int8 import products
 from planish.targets.host.detect import HostCpu
 
 READ_ELEMENTS = 1 << 26
@@ -120,17 +121,17 @@ def measured(cpu: HostCpu) -> Speeds:
     reads = max(map(read, peaks.READS))
     count = peaks.chains(floats)
     x, y = torch.full((floats.lanes,), 0.5), torch.ones(tasks, count, floats.lanes)
-    products = run(peaks.multiplying(floats, tasks, STEPS), "multiplying", x, y)
+    multiplied = run(peaks.multiplying(floats, tasks, STEPS), "multiplying", x, y)
     width, rounds = dots.lanes * dots.depth, STEPS // ROWS
-    weights = torch.ones(ROWS, width, dtype=torch.uint8 if dots.unsigned_weights else torch.int8)
+    weights = torch.ones(ROWS, width, dtype=torch.uint8)
     activations, totals = (
-        torch.ones(count, width, dtype=torch.int8),
+        torch.ones(count, peaks.activation_bytes(dots), dtype=torch.int8),
         torch.zeros(tasks, count, dots.lanes, dtype=torch.int32),
     )
     summing = peaks.summing_products(dots, tasks, ROWS, rounds)
     bytes_summed = run(summing, "summing_products", weights, activations, totals)
     return Speeds(
         bytes_per_second=reads * 4 * READ_ELEMENTS,
-        float32=products * 2 * tasks * count * floats.lanes * STEPS,
-        int8=bytes_summed * 2 * tasks * count * width * STEPS,
+        float32=multiplied * 2 * tasks * count * floats.lanes * STEPS,
+        int8=bytes_summed * 2 * tasks * count * products(dots) * STEPS,
     )

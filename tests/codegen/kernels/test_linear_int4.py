@@ -12,9 +12,11 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from planish.codegen.kernels.linear_int4 import LinearInt4, configurations, linear_int4, pack_weight
+from planish.codegen.kernels.linear_int4 import linear_int4
+from planish.codegen.kernels.linear_int4_config import LinearInt4, configurations, pack_weight
 from planish.codegen.kernels.linear_int4_packing import Int4Layout
 from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile
 from planish.targets.host.detect import detect_host
@@ -22,43 +24,41 @@ from planish.targets.host.int8_tiles import INT8_TILES
 from planish.testing.float_kernels import fma
 
 
-class _SignedAccumulator(DotAccumulator):
-    """w = 16 (high - 8) + low with both halves unsigned, so three sums of unsigned weights give a signed one."""
-
-    def __init__(self, inner: Int8Tile, initial: Any) -> None:
-        self._lanes, self._bytes = inner.lanes, inner.lanes * inner.depth
-        self._initial = initial
-        zero = T.broadcast(T.int32(0), inner.lanes)
-        self._high, self._eights, self._low = (inner.accumulator(zero, 15) for _ in range(3))
-
-    def add(self, weights: Any, activations: Any) -> None:
-        raw = T.reinterpret(f"uint8x{self._bytes}", weights)
-        high = T.bitwise_xor(T.shift_right(raw, self._spread(4)), self._spread(8))
-        self._high.add(T.bind(high), activations)
-        self._eights.add(self._spread(8), activations)
-        self._low.add(T.bind(T.bitwise_and(raw, self._spread(15))), activations)
-
-    def value(self) -> Any:
-        sixteen = T.broadcast(T.int32(16), self._lanes)
-        return self._initial + (self._high.value() - self._eights.value()) * sixteen + self._low.value()
-
-    def _spread(self, value: int) -> Any:
-        return T.broadcast(T.uint8(value), self._bytes)
-
-
 @dataclass(frozen=True)
-class SignedTile(Int8Tile):
-    """A tile that wants signed weights, as other machines have, made of one that wants them unsigned."""
+class PairsTile(Int8Tile):
+    """A tile that multiplies pairs of rows, as other machines do, made of one that multiplies one at a time."""
 
     inner: Int8Tile
 
     def accumulator(self, initial: Any, weight_bound: int) -> DotAccumulator:
-        return _SignedAccumulator(self.inner, initial)
+        return self.inner.accumulator(initial, weight_bound)
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        return True
+
+    def add_pairs(self, sums: Any, activations: Any, weights: Any) -> Any:
+        lanes, half = self.lanes, self.lanes // 2
+        # Twice as deep as a dot product: each column has two lanes.
+        words = T.bind(T.reinterpret(f"int{8 * self.depth}x4", activations))
+        of_rows = []
+        for row in range(2):
+            spread = tirx.Shuffle([words] * (lanes // 4), [T.int32(2 * row + lane % 2) for lane in range(lanes)])
+            dots = self.inner.accumulator(T.broadcast(T.int32(0), lanes), 15)
+            dots.add(weights, T.bind(T.reinterpret(f"int8x{lanes * self.depth}", spread)))
+            of_rows.append(T.bind(dots.value()))
+        even, odd = (
+            tirx.Shuffle(
+                of_rows, [T.int32(row * lanes + 2 * column + side) for row in range(2) for column in range(half)]
+            )
+            for side in range(2)
+        )
+        return T.bind(sums + even + odd)
 
 
-UNSIGNED = detect_host().tiles(INT8_TILES)
-SIGNED = [SignedTile("signed", tile.depth, False, tile.floats, tile.features, tile) for tile in UNSIGNED[-1:]]
-TILES = [*UNSIGNED, *SIGNED]
+DOTS = detect_host().tiles(INT8_TILES)
+PAIRS = [PairsTile("pairs", tile.depth, tile.floats, tile.features, tile) for tile in DOTS[-1:]]
+TILES = [*DOTS, *PAIRS]
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
 # group, groups, scale dtype, bias, columns beyond whole panels
@@ -75,7 +75,7 @@ def config_of(tile: Int8Tile, problem: tuple[int, int, str, bool, int], **change
     """A kernel cut so small that a dozen rows and a few panels pass through every loop and every remainder."""
     group, groups, scale_dtype, bias, beyond = problem
     config = LinearInt4(
-        group * groups, 6 * tile.lanes + beyond, group, scale_dtype, bias, tile, rows=3, vectors=2, prefetch=512
+        group * groups, 6 * tile.lanes + beyond, group, scale_dtype, bias, tile, rows=3, vectors=2, prefetch=512, many=4
     )
     return replace(config, **changes)
 
@@ -284,8 +284,8 @@ def test_refusals() -> None:
         Int4Layout(48, 4, 3, 1, "float16")
     with pytest.raises(ValueError, match="at least 1"):
         LinearInt4(64, 8, 32, "float16", False, tile, 0, 1)
-    with pytest.raises(ValueError, match="at most 1024"):
-        LinearInt4(2048, 8, 2048, "float16", False, tile, 1, 1)
+    with pytest.raises(ValueError, match="at most 4128"):
+        LinearInt4(8192, 8, 8192, "float16", False, tile, 1, 1)
     config = LinearInt4(64, 8, 32, "float16", False, tile, 1, 1)
     values, scales = torch.zeros(8, 32, dtype=torch.uint8), torch.zeros(8, 2, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"values of shape \(8, 32\), not \(9, 32\)"):

@@ -25,7 +25,7 @@ def test_llvm_compiles_for_the_stated_features_and_no_others(name: str, switch: 
 
 def test_the_tile_is_the_best_one_that_the_processor_has() -> None:
     assert ArmTarget().int8_tile.name == "sdot"
-    assert open_target("arm:generic+i8mm").int8_tile.name == "usdot"
+    assert open_target("arm:generic+i8mm").int8_tile.name == "smmla"
     assert open_target("arm:apple-m2+noi8mm").int8_tile.name == "sdot"
 
 

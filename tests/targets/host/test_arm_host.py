@@ -21,7 +21,7 @@ from planish.passes.derive_programs import DerivePrograms
 from planish.passes.pass_base import Context
 from planish.targets import open_target
 from planish.targets.arm.float_tiles import NEON
-from planish.targets.arm.int8_tiles import SDOT, USDOT
+from planish.targets.arm.int8_tiles import SDOT, SMMLA
 from planish.targets.host import detect, target
 from planish.targets.host.detect import read_cpuinfo
 from planish.targets.host.measured import Speeds
@@ -51,7 +51,7 @@ def pretend(patch: pytest.MonkeyPatch, folder: Path, name: str, flags: str) -> N
 
 @pytest.mark.parametrize(
     ("name", "flags", "tile"),
-    [("neoverse-n1", NEOVERSE_N1, SDOT), ("neoverse-v1", NEOVERSE_V1, USDOT), ("generic", NEOVERSE_V1, USDOT)],
+    [("neoverse-n1", NEOVERSE_N1, SDOT), ("neoverse-v1", NEOVERSE_V1, SMMLA), ("generic", NEOVERSE_V1, SMMLA)],
 )
 def test_it_is_the_target(name: str, flags: str, tile: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path, name, flags)
@@ -61,7 +61,7 @@ def test_it_is_the_target(name: str, flags: str, tile: object, tmp_path: Path, m
     assert (known.name, known.cores, known.vector_bits) == ("host", 3, 128)
     # What a loader on this machine will look for.
     assert {"neon", "dotprod"} <= host.features() <= read_features(cpuinfo(flags))
-    assert ("i8mm" in host.features()) == (tile is USDOT)
+    assert ("i8mm" in host.features()) == (tile is SMMLA)
     assert str(host.tvm_target().attrs["mtriple"]) == "aarch64-linux-gnu"
 
 
@@ -101,6 +101,6 @@ def test_a_language_model_becomes_arm_code(tmp_path: Path, monkeypatch: pytest.M
 def test_the_loops_that_measure_it_compile() -> None:
     cpu = read_cpuinfo(cpuinfo(NEOVERSE_V1), "neoverse-v1", set(range(CORES)), "aarch64")
     loops: list[Any] = [peaks.reading(NEON.lanes, 1 << 12, way) for way in peaks.READS]
-    loops += [peaks.multiplying(NEON, 4, 8), *(peaks.summing_products(tile, 4, 2, 2) for tile in (SDOT, USDOT))]
+    loops += [peaks.multiplying(NEON, 4, 8), *(peaks.summing_products(tile, 4, 2, 2) for tile in (SDOT, SMMLA))]
     for loop in loops:
         assert tvm.compile(loop, target=cpu.tvm_target()) is not None

@@ -1,0 +1,110 @@
+"""The 4-bit linear kernel for few rows: panels are streamed and unpacked in registers, and the rows share every load.
+
+The arithmetic of one block can fill the processor's window, and it would then ask memory for the next block too late,
+so each load also requests the bytes that are due some time later. With more rows than a register tile has, a task keeps a
+few panels in cache while all rows pass over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm.tirx.script import builder as T
+
+from planish.codegen.kernels import emit
+from planish.codegen.kernels.linear_int4_config import ZERO_CODE
+from planish.codegen.kernels.linear_int4_operands import Block, Operands, as_float, in_segments
+from planish.codegen.tiles.float import Expr
+
+
+class FewRows:
+    """The body of the kernel."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.operands, self.config, self.tile = operands, operands.config, operands.tile
+        self.floats, self.rows, self.groups = operands.floats, operands.rows, operands.groups
+        # Every accumulator starts from a place of its own: a copy between registers would take a vector pipe's time.
+        self.copies = self.config.vectors
+        self.starts = emit.scratch("starts", self.rows * self.groups * self.copies, "int32")
+
+    def body(self) -> None:
+        """Emit everything."""
+        config, operands = self.config, self.operands
+        operands.for_rows("row", self.rows, self._starts)
+        # As few row tiles as possible, and as even: a tile of one row costs nearly as much as one of four.
+        tiles = emit.bind("tiles", emit.ceil_div(self.rows, config.rows))
+        # One row tile reads every panel once, so tasks may be as fine as panels; with more, panels wait in cache.
+        together = emit.bind("together", T.Select(tiles <= 1, emit.index(1), emit.index(config.task_panels)))
+        with emit.tasks("task", emit.ceil_div(operands.panels, together)) as task:
+            first = emit.bind("first", task * together)
+            panels = emit.bind("panels", T.min(operands.panels - first, together))
+            with emit.loop("tile", tiles) as tile:
+                start = emit.bind("start", tile * self.rows // tiles)
+                height = emit.bind("height", (tile + 1) * self.rows // tiles - start)
+                self._row_tile(config.rows, height, start, first, panels)
+
+    def _starts(self, row: Expr) -> None:
+        with emit.loop("group", self.groups) as group:
+            start = T.bind(self.operands.start(row, group))
+            for copy in range(self.copies):
+                T.buffer_store(self.starts, start, [(row * self.groups + group) * self.copies + copy])
+
+    def _row_tile(self, candidate: int, height: Expr, start: Expr, first: Expr, panels: Expr) -> None:
+        """Rows ``start ... start + height - 1`` of y in some panels, ``height`` being at most ``candidate``."""
+
+        def this() -> None:
+            with emit.loop("panel", panels) as panel:
+                self._register_tile(candidate, start, first + panel)
+
+        if candidate == 1:
+            this()
+        else:
+            emit.branch(height == candidate, this, lambda: self._row_tile(candidate - 1, height, start, first, panels))
+
+    def _register_tile(self, height: int, start: Expr, panel: Expr) -> None:
+        """Rows ``start ... start + height - 1`` of y in the columns of one panel."""
+        lanes, vectors = self.tile.lanes, self.config.vectors
+        sums = emit.scratch("sums", height * vectors * lanes)
+        cells = [(row, v, (row * vectors + v) * lanes) for row in range(height) for v in range(vectors)]
+        for _, _, at in cells:
+            emit.store(sums, [at], self.floats.broadcast(T.float32(0)), lanes)
+        with emit.loop("group", self.groups) as group:
+            block = self.operands.block(panel, group)
+
+            def segment(initial: Sequence[Expr], steps: Sequence[Expr | int]) -> Sequence[Expr]:
+                return self._segment(initial, start, block, group, steps)
+
+            initial = [self._start(start + row, group, v) for row, v, _ in cells]
+            dots = in_segments(initial, lanes, self.config.layout.steps, self.config.steps, segment)
+            scales = [self.operands.scales(block, v) for v in range(vectors)]
+            for (_, v, at), dot in zip(cells, dots, strict=True):
+                total = self.floats.fma(as_float(self.floats, dot), scales[v], emit.load(sums, [at], lanes))
+                emit.store(sums, [at], total, lanes)
+        for row, v, at in cells:
+            column = panel * self.config.layout.columns + v * lanes
+            self.operands.store(start + row, column, emit.load(sums, [at], lanes))
+
+    def _start(self, row: Expr, group: Expr, v: int) -> Expr:
+        return T.bind(T.broadcast(self.starts[(row * self.groups + group) * self.copies + v], self.tile.lanes))
+
+    def _segment(
+        self, initial: Sequence[Expr], start: Expr, block: Block, group: Expr, steps: Sequence[Expr | int]
+    ) -> Sequence[Expr]:
+        """``initial``, by row and vector, plus the products of some steps of one block."""
+        depth, vectors = self.tile.depth, self.config.vectors
+        dots = [self.tile.accumulator(value, 2 * ZERO_CODE - 1) for value in initial]
+        height = len(dots) // vectors
+        # Steps that share one load of a row's codes.
+        together = max(1, self.tile.taken // (2 * depth))
+        together = together if len(steps) % together == 0 else 1
+        for number, step in enumerate(steps):
+            if number % together == 0:
+                k = group * self.config.group + 2 * depth * step
+                taken = [self.operands.row_codes(start + row, k, 2 * together) for row in range(height)]
+            halves = [self.operands.unpack(block, step, v) for v in range(vectors)]
+            for half in range(2):
+                for row in range(height):
+                    spread = taken[row](2 * (number % together) + half)
+                    for v in range(vectors):
+                        dots[row * vectors + v].add(halves[v][half], spread)
+        return [accumulator.value() for accumulator in dots]
