@@ -159,27 +159,30 @@ def assembly(function: Any, target: Any) -> str:
 
 def measure_int4(build: str, group: int) -> Iterator[dict[str, Any]]:
     """The 4-bit linear kernel with float16 scales: one row, and the register tile of many."""
-    from planish.codegen.kernels.linear_int4 import linear_int4
-    from planish.codegen.kernels.linear_int4_config import configurations
+    from planish.codegen.kernels.linear_low_bit import linear_low_bit
+    from planish.codegen.kernels.linear_low_bit_config import configurations
+    from planish.ir import GroupedInt
     from planish.targets import open_target
 
     target = open_target(build)
-    config = configurations(target.int8_tile, FEATURES, FEATURES, group, "float16", False)[0]
-    lines = read_lines(assembly(linear_int4(config), target))
-    steps = max(count for count in range(1, config.steps + 1) if config.layout.steps % count == 0)
+    config = configurations(target.int8_tile, FEATURES, FEATURES, GroupedInt(4, group), False)[0]
+    lines = read_lines(assembly(linear_low_bit(config), target))
+    of_step = config.tile.depth * config.layout.products
+    most = max(1, config.unrolled // of_step)
+    steps = max(count for count in range(1, most + 1) if config.layout.steps % count == 0)
     of_many = "smmla" if config.tile.multiplies_pairs else "sdot"
     for rows, name, count, unpacking in (
-        (1, "sdot", config.vectors * 2 * steps, ""),
-        (config.many, of_many, config.many * 2 * steps * PRODUCTS["sdot"] // PRODUCTS[of_many], "ushr"),
+        (1, "sdot", config.vectors * config.layout.products * steps, ""),
+        (config.many, of_many, config.many * config.unrolled * 4 // PRODUCTS[of_many], "ushr"),
     ):
-        passes = config.layout.steps // steps
+        passes = max(1, group // max(config.unrolled, steps * of_step))
         try:
             body = unrolled(lines, *find_products(lines, name, count, without=unpacking), passes)
         except LookupError:
             # LLVM has unrolled the passes itself.
             body = unrolled(lines, *find_products(lines, name, count * passes, without=unpacking), 1)
         bits = 8 * config.layout.block_bytes / (config.layout.columns * group)
-        yield {"kernel": "linear_int4", "group": group, **figures(body, MODELS[build], name, rows, bits)}
+        yield {"kernel": "linear_low_bit", "group": group, **figures(body, MODELS[build], name, rows, bits)}
 
 
 EMULATED = {"arm:cortex-a76": "neoverse-n1", "arm:generic+i8mm": "max"}
@@ -268,7 +271,8 @@ def _executed(processor: str, *command: str | Path) -> int:
 
 def measure_calls(build: str) -> Iterator[dict[str, Any]]:
     """Instructions of whole calls, everything included, for every 128 weights."""
-    from planish.codegen.kernels import linear_dense, linear_int4, linear_int4_config
+    from planish.codegen.kernels import linear_dense, linear_low_bit, linear_low_bit_config
+    from planish.ir import GroupedInt
     from planish.targets import open_target
 
     target = open_target(build)
@@ -279,11 +283,11 @@ def measure_calls(build: str) -> Iterator[dict[str, Any]]:
         return {"call": f"{OUTS}x{INS}", "rows": rows, "instructions": number, "instructions_per_128": per_128}
 
     for group in (32, 128):
-        config = linear_int4_config.configurations(target.int8_tile, INS, OUTS, group, "float16", False)[0]
-        text = assembly(linear_int4.linear_int4(config), target)
+        config = linear_low_bit_config.configurations(target.int8_tile, INS, OUTS, GroupedInt(4, group), False)[0]
+        text = assembly(linear_low_bit.linear_low_bit(config), target)
         for rows in (1, EMULATED_ROWS):
             arguments = [(SIGNED, 8, (rows, INS)), (REAL, 32, (rows, 1)), (UNSIGNED, 8, config.packed_shape)]
-            yield {"kernel": "linear_int4", "group": group, **count(text, arguments, rows)}
+            yield {"kernel": "linear_low_bit", "group": group, **count(text, arguments, rows)}
     for dtype, stored in (("bfloat16", (UNSIGNED, 16)), ("float32", (REAL, 32))):
         dense = linear_dense.configurations(target.float_tile, INS, OUTS, dtype, False)[0]
         text = assembly(linear_dense.linear_dense(dense), target)

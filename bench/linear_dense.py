@@ -63,7 +63,7 @@ def linear(
     """The figures of one weight shape, one number of rows after the other."""
     import torch
     import tvm
-    from linear_int4 import READ_BYTES
+    from linear_low_bit import READ_BYTES
     from measure import take_turns
 
     from planish.codegen.kernels.linear_dense import configurations, linear_dense, pack_weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import entry_points
+from itertools import product
 
 import torch
 
@@ -21,8 +22,9 @@ from planish.codegen.families.rope import RopeFamily
 from planish.codegen.families.softmax import SoftmaxFamily
 from planish.codegen.family import Family, Kernel, Site
 from planish.codegen.target import Target
-from planish.ir import Builder, Dense, Encoding, GroupedInt, InMemory, Module, Node, Param, ParamRef, TensorType
+from planish.ir import Builder, Dense, Encoding, GroupedInt, InMemory, Levels, Module, Node, Param, ParamRef, TensorType
 from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.encodings.levels import KINDS
 from planish.ir.ops import Linear, QuantizedLinear
 
 FAMILIES: tuple[Family, ...] = (
@@ -67,7 +69,9 @@ def select(node: Node, site: Site) -> Kernel | list[str]:
 def served_encodings(target: Target) -> frozenset[tuple[str, Encoding]]:
     """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is."""
     candidates: list[Encoding] = [Dense(d) for d in (torch.float32, torch.float16, torch.bfloat16)]
-    candidates += [GroupedInt(bits, group, s) for bits in (2, 4, 8) for group in (32, 64, 128) for s in SCALE_DTYPES]
+    for group, scales in product((32, 64, 128), SCALE_DTYPES):
+        candidates += [GroupedInt(bits, group, scales, zeros) for bits in range(1, 9) for zeros in (False, True)]
+        candidates += [Levels(kind, group, scales) for kind in KINDS]  # type: ignore[arg-type]
     return frozenset(
         (name, e) for e in candidates for name in ("linear", "quantized_linear") if _serves(name, e, target)
     )

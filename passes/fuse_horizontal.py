@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from planish.ir.builder import Rewriter
-from planish.ir.encodings import Dense, GroupedInt
+from planish.ir.encodings import Dense, Grouped
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, Value
 from planish.ir.ops import GatedActivation, Linear, QuantizedLinear, Slot, aten
 from planish.ir.params import Computed, Param, Storage
@@ -17,7 +17,7 @@ from planish.ir.types import TensorType
 from planish.passes.pass_base import Context, Correspondence, Pass, PassResult
 
 # Encodings whose storage of stacked rows is the stack of the rows' storage.
-ROWWISE = (Dense, GroupedInt)
+ROWWISE = (Dense, Grouped)
 
 
 class FuseHorizontal(Pass):

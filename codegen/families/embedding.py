@@ -1,4 +1,4 @@
-"""Tables of embeddings that are encoded as grouped integers; dense ones are read element by element in fused loops."""
+"""Tables of embeddings that are encoded in groups; dense ones are read element by element in fused loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels import embedding as kernels
 from planish.codegen.stored import as_stored
-from planish.ir import Dense, GroupedInt, Node, Param
+from planish.ir import Dense, Grouped, Node, Param
 
 
 @emitted_once
@@ -36,9 +36,9 @@ class EmbeddingFamily(Family):
         encoding = param.encoding
         index = str(ids.type.dtype).removeprefix("torch.")
         try:
-            if isinstance(encoding, GroupedInt):
+            if isinstance(encoding, Grouped):
                 dtype = str(encoding.scale_dtype).removeprefix("torch.")
-                config = kernels.Embedding(entries, width, dtype, encoding.bits, encoding.group, index)
+                config = kernels.Embedding(entries, width, dtype, encoding, index)
             elif isinstance(encoding, Dense):
                 dtype = str(encoding.dtype).removeprefix("torch.")
                 config = kernels.Embedding(entries, width, dtype, index_dtype=index)

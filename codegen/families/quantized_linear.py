@@ -1,9 +1,10 @@
-"""Linear layers on int8 activations with 4-bit grouped weights, and the quantisation of their activations."""
+"""Linear layers on int8 activations with weights of few bits in groups, and the quantisation of their activations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +16,16 @@ from planish.codegen.kernels.blocks import linear_int4_layer as blocks
 from planish.codegen.kernels.blocks import quantize_activation as quantize_blocks
 from planish.codegen.kernels.blocks.linear_int4 import linear_int4 as block_linear_int4
 from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
-from planish.codegen.kernels.linear_int4 import linear_int4
-from planish.codegen.kernels.linear_int4_config import LinearInt4, configurations, pack_weight
+from planish.codegen.kernels.linear_low_bit import linear_low_bit
+from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.stored import as_float32
-from planish.ir import GroupedInt, Node, Param
+from planish.ir import Grouped, GroupedInt, Node, Param
 
 
 @emitted_once
-def _linear(config: LinearInt4) -> Any:
-    return linear_int4(config)
+def _linear(config: LowBitLinear) -> Any:
+    return linear_low_bit(config)
 
 
 @emitted_once
@@ -40,7 +41,7 @@ def _quantize_in_blocks(config: QuantizeActivation) -> Any:
 class QuantizedLinearFamily(Family):
     """y = scale * sum over groups of exact integer products * group scale."""
 
-    name: ClassVar[str] = "linear_int4"
+    name: ClassVar[str] = "linear_low_bit"
     ops: ClassVar[frozenset[str]] = frozenset({"quantized_linear"})
 
     def select(self, node: Node, site: Site) -> Kernel | str:
@@ -48,16 +49,21 @@ class QuantizedLinearFamily(Family):
         assert codes is not None and scale is not None
         param, added = site.param(weight), site.param(bias)
         if scale.type.dtype != torch.float32:
-            return f"activations of {scale.type.dtype} have no 4-bit linear kernel"
+            return f"activations with scales of {scale.type.dtype} have no low-bit linear kernel"
         if param is None or (bias is not None and added is None):
             return "the weight or the bias is computed at run time"
         encoding = param.encoding
-        if not isinstance(encoding, GroupedInt) or encoding.bits != 4:
-            return f"the weight is encoded as {encoding}, not as grouped 4-bit integers"
+        if not isinstance(encoding, Grouped):
+            return f"the weight is encoded as {encoding}, not in groups of integer levels"
         outs, ins = param.type.concrete({})
-        scale_dtype, limits = _name(encoding.scale_dtype), site.target.blocks
+        limits = site.target.blocks
         try:
             if limits is not None:
+                if not isinstance(encoding, GroupedInt) or encoding.bits != 4 or encoding.zero_points:
+                    return (
+                        f"{site.target.name} has kernels for integers of 4 bits without zero points, not for {encoding}"
+                    )
+                scale_dtype = str(encoding.scale_dtype).removeprefix("torch.")
                 of_blocks = blocks.configure(
                     BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None, limits
                 )
@@ -68,14 +74,13 @@ class QuantizedLinearFamily(Family):
                 )
                 tile = "s8 products"
             else:
-                config = configurations(
-                    site.target.int8_tile, ins, outs, encoding.group, scale_dtype, bias is not None
-                )[0]
+                config = configurations(site.target.int8_tile, ins, outs, encoding, bias is not None)[0]
                 make, weights, tile = partial(_linear, config), [_packed(param, config)], config.tile.name
                 schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors"
                 schedule += f", {config.task_panels} panels a task"
         except ValueError as error:
             return str(error)
+        packed_bytes = prod(weights[0].shape)
         if added is not None:
             weights.append(as_float32(added))
         rows = product(codes.type.shape[:-1])
@@ -86,14 +91,13 @@ class QuantizedLinearFamily(Family):
             (y,) = to.call(make(), inputs, [([rows, outs], "float32")])
             return [to.view(y, node.output.type.shape)]
 
-        stored = param.nbytes
         return Kernel(
             name=f"{self.name}[{encoding}, {tile}]",
             schedule=schedule,
             reads=(0, 1),
             emit=emit,
             weights=tuple(weights),
-            traffic=stored + rows * (ins + 4) + 4 * rows * outs,
+            traffic=packed_bytes + rows * (ins + 4) + 4 * rows * outs,
             work=2 * rows * ins * outs,
             arithmetic="int8",
         )
@@ -115,17 +119,12 @@ def _packed_for_blocks(param: Param, config: blocks.BlockLinearInt4) -> Packed:
     return Packed(f"{param.name}:int4 in blocks", torch.uint8, config.layout.shape, make)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _packed(param: Param, config: LinearInt4) -> Packed:
+def _packed(param: Param, config: LowBitLinear) -> Packed:
     layout = config.layout
-    key = f"{param.name}:int4x{layout.lanes}x{layout.depth}x{layout.vectors}"
+    key = f"{param.name}:{layout.lanes}x{layout.depth}x{layout.vectors}{'s' if layout.lowered else ''}"
 
     def make() -> torch.Tensor:
-        storage = param.storage()
-        return pack_weight(config, storage["values"], storage["scales"])
+        return pack_weight(config, param.storage())
 
     return Packed(key, torch.uint8, config.packed_shape, make)
 

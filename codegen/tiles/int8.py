@@ -5,7 +5,7 @@ one row of activations or two), and in whether sums can overflow on the way. A k
 this interface and never names a processor; a target supplies the instance. The promise that matters: the sums are
 exact, so their order is free, and results differ between tiles in nothing but speed.
 
-Weights are at most 127, so that they are the same bytes for instructions that take signed and unsigned ones.
+Weights from 0 to 127 are the same bytes for instructions that take signed and unsigned ones; beyond that tiles differ.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from planish.codegen.tiles.float import Expr, FloatTile
 
-LARGEST_WEIGHT = 127
-
 
 class DotAccumulator(ABC):
     """Running sums of products, one int32 per lane: the state of one register of a register tile while it is emitted."""
@@ -25,8 +23,8 @@ class DotAccumulator(ABC):
     def add(self, weights: Expr, activations: Expr) -> None:
         """Emit one step: lane l gains ``sum over d < depth of weights[l * depth + d] * activations[l * depth + d]``.
 
-        Both are vectors of ``lanes * depth`` bytes: ``weights`` uint8 up to LARGEST_WEIGHT, ``activations`` int8 in
-        [-127, 127].
+        Both are vectors of ``lanes * depth`` bytes: ``weights`` those of numbers in the tile's `weight_range`, typed as
+        uint8, ``activations`` int8 in [-127, 127].
         """
 
     @abstractmethod
@@ -56,13 +54,18 @@ class Int8Tile(ABC):
         return self.floats.lanes
 
     @property
+    def weight_range(self) -> tuple[int, int]:
+        """The smallest and the largest weight."""
+        return 0, 127
+
+    @property
     def taken(self) -> int:
         """Activations of a row that are best loaded at once: one step's, or more, of which a step takes its part."""
         return self.depth
 
     @abstractmethod
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
-        """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound``.
+        """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound`` in magnitude.
 
         Raises:
             ValueError: when sums of weights that large would not be exact on this machine.
@@ -86,9 +89,10 @@ class Int8Tile(ABC):
 
 
 def check_weights(tile: Int8Tile, bound: int) -> None:
-    """Raise ValueError for weights that are not the same bytes signed and unsigned."""
-    if bound > LARGEST_WEIGHT:
-        raise ValueError(f"the tile {tile.name} takes weights up to {LARGEST_WEIGHT}, not {bound}")
+    """Raise ValueError for weights of a magnitude that the tile does not take."""
+    low, high = tile.weight_range
+    if bound > max(-low, high):
+        raise ValueError(f"the tile {tile.name} takes weights from {low} to {high}, not of {bound}")
 
 
 def products(tile: Int8Tile) -> int:

@@ -1,47 +1,96 @@
-"""Integers of 1 to 8 bits with one scale per group of consecutive elements of the last axis.
+"""Integers with one scale for each group of consecutive elements of the last axis.
 
-Element x of a group with scale s is held as q = x / s rounded to the nearest integer, ties to even, in
-[-2^(bits-1), 2^(bits-1) - 1], and stored as the unsigned q + 2^(bits-1). Codes are packed along the last axis, the
-element with the lowest index in the lowest bits of a byte.
+An element is held as a *code*, an unsigned number of a few bits; a code stands for an integer *level*, and the element is
+level times scale. What encodings of this kind differ in is the grid of levels and how a scale is found.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from planish.ir.encodings.base import Encoding
+from planish.ir.encodings.packing import Packing
 from planish.ir.errors import IRError
-from planish.ir.types import TensorType, dtype_name
+from planish.ir.types import TensorType
 
-PACKABLE_BITS = (1, 2, 4, 8)
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
-class GroupedInt(Encoding):
-    """Symmetric integers of `bits` bits, one scale of `scale_dtype` per `group` elements of the last axis."""
+class Grid:
+    """The levels ``first + step * c`` of the codes c = 0 ... count - 1."""
 
-    name: ClassVar[str] = "grouped_int"
-    bits: int
-    group: int
-    scale_dtype: torch.dtype = torch.float16
-
-    def __post_init__(self) -> None:
-        if self.bits not in PACKABLE_BITS:
-            raise IRError(f"grouped integers of {self.bits} bits are not supported; choose one of {PACKABLE_BITS}")
-        if self.group < 1 or (self.group * self.bits) % 8:
-            raise IRError(f"a group of {self.group} elements of {self.bits} bits does not fill whole bytes")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise IRError(f"scales of {self.scale_dtype} are not supported; choose float16, bfloat16 or float32")
+    first: int
+    step: int
+    count: int
 
     @property
-    def zero(self) -> int:
-        """The code that stands for 0."""
-        return 1 << (self.bits - 1)
+    def largest(self) -> int:
+        """The largest magnitude of a level."""
+        return max(-self.first, self.first + self.step * (self.count - 1))
+
+    def nearest(self, levels: torch.Tensor) -> torch.Tensor:
+        """The codes (uint8) of the levels nearest to `levels`, real numbers; halfway between two, the even choice of
+        rounding ``levels / step`` (``levels / step - 1/2`` where zero is no level)."""
+        offset = -self.first / self.step
+        half = offset % 1
+        codes = (levels / self.step - half).round() + (offset + half)
+        return codes.clamp(0, self.count - 1).to(torch.uint8)
+
+    def levels(self, codes: torch.Tensor) -> torch.Tensor:
+        """The levels (int16) of codes."""
+        return codes.to(torch.int16) * self.step + self.first
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Groups on a grid.
+
+    Attributes:
+        codes: uint8 (..., groups, group).
+        scales: as they are stored, (..., groups, 1).
+        zeros: uint8 (..., groups, 1) where groups have zero points.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None = None
+
+
+class Grouped(Encoding):
+    """Base of the encodings by levels: fields "values", packed codes, and "scales", one for a group.
+
+    Attributes:
+        group: elements of the last axis that share a scale; divides it.
+        scale_dtype: float16, bfloat16 or float32.
+    """
+
+    group: int
+    scale_dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """What codes stand for."""
+
+    @property
+    @abstractmethod
+    def packing(self) -> Packing:
+        """How codes lie in bytes."""
+
+    @abstractmethod
+    def scale(self, groups: torch.Tensor) -> torch.Tensor:
+        """The scales by plain rounding for groups along the last axis, float64, which is kept with size 1."""
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise IRError(f"a group needs at least one element, not {self.group}")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise IRError(f"scales of {self.scale_dtype} are not supported; choose float16, bfloat16 or float32")
 
     def layout(self, type: TensorType) -> dict[str, TensorType]:
         *outer, last = type.concrete({})
@@ -51,46 +100,57 @@ class GroupedInt(Encoding):
                 f"choose a group size that divides {last}"
             )
         return {
-            "values": TensorType(torch.uint8, (*outer, last * self.bits // 8)),
+            "values": TensorType(torch.uint8, (*outer, self.packing.width(last))),
             "scales": TensorType(self.scale_dtype, (*outer, last // self.group)),
         }
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Round to nearest. The element of largest magnitude m in a group sets the scale: s = -m / 2^(bits-1), so that it
-        is held by the most negative code and the whole range is used; s is rounded to `scale_dtype` first, and stays
-        finite: what is too large for it saturates."""
+        """Round to nearest, scales first: they are rounded to `scale_dtype` and stay finite, what is too large saturates."""
+        return self.packed(self.rounded(self.groups(tensor)))
+
+    def groups(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The elements in float64, (..., groups, group)."""
         self.layout(TensorType(tensor.dtype, tuple(tensor.shape)))
-        groups = tensor.to(torch.float64).unflatten(-1, (-1, self.group))
-        peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+        groups: torch.Tensor = tensor.to(torch.float64).unflatten(-1, (-1, self.group))
+        return groups
+
+    def rounded(self, groups: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> Rounded:
+        """Groups with the scales of plain rounding times `shrink`, a number or one for each group, (..., groups, 1)."""
+        scales = self.kept(self.scale(groups) * shrink)
+        return Rounded(self.quantize(groups, scales.to(torch.float64)), scales)
+
+    def restored(self, rounded: Rounded) -> torch.Tensor:
+        """The elements that rounded groups hold, in float64."""
+        levels = self.grid.levels(rounded.codes)
+        if rounded.zeros is not None:
+            levels = levels - rounded.zeros.to(torch.int16)
+        return levels.to(torch.float64) * rounded.scales.to(torch.float64)
+
+    def packed(self, rounded: Rounded) -> dict[str, torch.Tensor]:
+        """What is stored for rounded groups."""
+        storage = {
+            "values": self.packing.pack(rounded.codes.flatten(-2)),
+            "scales": rounded.scales.squeeze(-1).contiguous(),
+        }
+        if rounded.zeros is not None:
+            storage["zeros"] = self.packing.pack(rounded.zeros.squeeze(-1))
+        return storage
+
+    def kept(self, scales: torch.Tensor) -> torch.Tensor:
+        """Scales in `scale_dtype`; what is too large for it saturates."""
         largest = torch.finfo(self.scale_dtype).max
-        scales = (peak / -self.zero).clamp(-largest, largest).to(self.scale_dtype)
-        codes = self.quantize(groups, scales.to(torch.float64))
-        return {"values": self.pack(codes.flatten(-2)), "scales": scales.squeeze(-1).contiguous()}
+        return scales.clamp(-largest, largest).to(self.scale_dtype)
 
     def quantize(self, groups: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Unsigned codes of `groups` for given scales (broadcast against it); a zero scale gives the code of 0."""
-        quotient = torch.where(scales == 0, torch.zeros_like(groups), groups / scales)
-        return (quotient.round().clamp(-self.zero, self.zero - 1) + self.zero).to(torch.uint8)
+        """Codes of `groups` for given scales (broadcast against it); a zero scale gives the code nearest to level 0."""
+        return self.grid.nearest(torch.where(scales == 0, torch.zeros_like(groups), groups / scales))
 
-    def pack(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pack unsigned codes (uint8, one per element) along the last axis."""
-        per_byte = 8 // self.bits
-        shifts = torch.arange(per_byte, dtype=torch.uint8) * self.bits
-        lanes = codes.unflatten(-1, (-1, per_byte)) << shifts
-        packed: torch.Tensor = lanes.sum(-1, dtype=torch.uint8)
-        return packed.contiguous()
-
-    def unpack(self, values: torch.Tensor) -> torch.Tensor:
-        """Signed integers (int8) of packed codes; the last axis grows by 8 / bits."""
-        shifts = torch.arange(8 // self.bits, dtype=torch.uint8) * self.bits
-        codes = (values.unsqueeze(-1) >> shifts) & ((1 << self.bits) - 1)
-        return (codes.flatten(-2).to(torch.int16) - self.zero).to(torch.int8)
+    def levels(self, values: torch.Tensor, last: int) -> torch.Tensor:
+        """The levels (int16) of packed codes, `last` to a row."""
+        return self.grid.levels(self.packing.unpack(values, last))
 
     def decode(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
         compute = torch.float64 if type.dtype == torch.float64 else torch.float32
-        groups = self.unpack(storage["values"]).to(compute).unflatten(-1, (-1, self.group))
-        decoded: torch.Tensor = (groups * storage["scales"].to(compute).unsqueeze(-1)).flatten(-2)
+        levels = self.levels(storage["values"], int(type.shape[-1])).to(compute).unflatten(-1, (-1, self.group))
+        decoded: torch.Tensor = (levels * storage["scales"].to(compute).unsqueeze(-1)).flatten(-2)
         return decoded.to(type.dtype)
-
-    def __str__(self) -> str:
-        return f"int{self.bits}g{self.group}s{dtype_name(self.scale_dtype)}"

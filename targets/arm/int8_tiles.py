@@ -37,6 +37,10 @@ class DotTile(Int8Tile):
     matrices: bool = False
 
     @property
+    def weight_range(self) -> tuple[int, int]:
+        return -128, 127
+
+    @property
     def taken(self) -> int:
         """A whole vector: the instruction itself takes one of its four parts."""
         return 16

@@ -34,6 +34,10 @@ class _VnniAccumulator(DotAccumulator):
 class VnniTile(Int8Tile):
     """``vpdpbusd``. LLVM encodes its 256-bit form for AVX-VNNI or for AVX-512, whichever the compilation target has."""
 
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        return 0, 255
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         check_weights(self, weight_bound)
         return _VnniAccumulator(initial, self.lanes)

@@ -12,6 +12,7 @@ from planish.testing.compiled import call, compiled, faults
 F32, I64 = torch.float32, torch.int64
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("length", [1, 2, 4, 7])
 @pytest.mark.parametrize("mask", [{}, {"chunk": 2}, {"window": 3}, {"causal": False}], ids=str)
 def test_attention_with_slopes_computed_at_run_time(length: int, mask: dict[str, int]) -> None:

@@ -24,6 +24,8 @@ from planish.testing.compiled import host
 from planish.testing.emulated import needs_arm
 from planish.testing.tiny_decoder import tiny_decoder
 
+pytestmark = pytest.mark.full
+
 RUNNER = Path(__file__).parents[2] / "examples" / "runner" / "run.py"
 FORBIDDEN = ("planish", "tvm", "torch")
 PROMPT, NEW_TOKENS = [1, 5, 3, 7, 2], 70

@@ -66,6 +66,7 @@ def document(capsys: Captured, *arguments: object) -> Any:
     return json.loads(out)
 
 
+@pytest.mark.full
 def test_the_installed_command() -> None:
     program = Path(sys.executable).with_name("planish")
     done = subprocess.run([program, "inspect", "nowhere"], capture_output=True, text=True)

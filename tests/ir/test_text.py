@@ -134,7 +134,7 @@ def test_aten_slots_round_trip(order: list[int], absent: bool) -> None:
 TEXT = """\
 metadata context = 128
 state $cache: f32[B, C, 2]
-param @packed: f32[4, 8] as grouped_int {bits = 4, group = 4, scale_dtype = f16}
+param @packed: f32[4, 8] as grouped_int {bits = 4, group = 4, scale_dtype = f16, zero_points = false}
 param @w: f32[3, 2] as dense {dtype = f32}
 
 // A comment of its own is skipped.
@@ -183,7 +183,7 @@ ERRORS = [
     ("{dtype = f32}", "{dtype = 1}", "attribute 'dtype' of dense is dtype, got 1"),
     ("{dtype = f32}", "{}", "dense needs its attribute 'dtype'"),
     ("{dtype = f32}", "{dtype = f32} sha256 abc", "64 hexadecimal digits"),
-    ("bits = 4", "bits = 3", "grouped integers of 3 bits are not supported"),
+    ("bits = 4", "bits = 9", "grouped integers of 9 bits are not supported"),
     ("%length: i64[B])", "%start: i64[B])", "%start is defined twice"),
     ("%1: f32", "%h: f32", "%h is defined twice"),
     ("rms_norm(", "rms(", "no operation is called 'rms'"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from planish.ir import Dense, GroupedInt, InputError, Interpreter, IRError, dense_param
+from planish.passes import scale_search
 from planish.passes.pass_base import Context
 from planish.passes.quantize_weights import QuantizeWeights
 from planish.passes.roles import roles
@@ -21,7 +24,7 @@ def test_roles_are_read_off_the_data_flow() -> None:
     assert "norm" not in found
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [16, 32])
 def test_each_weight_is_within_half_a_step(bits: int, group: int) -> None:
     module = tiny_decoder(**WIDE)
@@ -63,8 +66,37 @@ def test_decoding_the_weights_computes_the_same_as_integer_products() -> None:
     assert errors[0] < errors[1] * 1.2 and errors[1] < errors[0] * 1.2
 
 
+@pytest.mark.parametrize("format", [1, 2, 3, 4, 8, "sign", "ternary", "ternary2", "stretched"])
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_a_searched_scale_is_never_worse(format: Any, zero_points: bool) -> None:
+    if zero_points and isinstance(format, str):
+        with pytest.raises(InputError, match="zero points go with integers, not with the grid"):
+            QuantizeWeights(linear=format, zero_points=True).apply(tiny_decoder(**WIDE), Context())
+        return
+    module = tiny_decoder(**WIDE)
+    options = {"linear": format, "embedding": None, "head": None, "group": "row", "zero_points": zero_points}
+    errors = []
+    for method in ("rtn", "mse"):
+        result = QuantizeWeights(method=method, **options).apply(module, Context()).module
+        weight, held = module.params["0.up"].value().double(), result.params["0.up"].value().double()
+        assert result.params["0.up"].encoding.group == weight.shape[1]  # type: ignore[attr-defined]
+        errors.append((held - weight).square().sum(-1))
+    # Decoding to float32 rounds once more than the search does.
+    assert bool((errors[1] <= errors[0] * (1 + 1e-5)).all())
+    if format in (2, "ternary", "ternary2", "stretched"):
+        assert bool((errors[1] < 0.9 * errors[0]).any())
+
+
+def test_the_search_cuts_rows_without_changing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, encoding = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)), GroupedInt(3, 32)
+    whole = scale_search.encode_searched(encoding, weight)
+    monkeypatch.setattr(scale_search, "SLICE_ELEMENTS", 150)
+    cut = scale_search.encode_searched(encoding, weight)
+    assert all(torch.equal(whole[field], cut[field]) for field in whole)
+
+
 def test_tied_weights_need_one_answer() -> None:
-    sentence = "parameter 'embedding' is shared by embedding and head, which ask for different bits"
+    sentence = "parameter 'embedding' is shared by embedding and head, which ask for different formats"
     with pytest.raises(InputError, match=sentence):
         QuantizeWeights(embedding=None, head=4).apply(tiny_decoder(**WIDE), Context())
 

@@ -84,6 +84,7 @@ def test_weights_in_files_are_referred_to(tmp_path: Path) -> None:
     assert [r.name for r in report.passes] == ["dead-code"]
 
 
+@pytest.mark.full
 def test_the_command(tmp_path: Path) -> None:
     broken = QuantizeWeights(
         group=4, linear=2, embedding=None, head=None, activations=None, metric="relative_error", budget=1e-9

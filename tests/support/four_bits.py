@@ -1,10 +1,10 @@
-"""How far two evaluations of a 4-bit linear layer may be apart when they add up its groups in another order."""
+"""How far two evaluations of a low-bit linear layer may be apart when they add up its groups in another order."""
 
 from __future__ import annotations
 
 import torch
 
-from planish.ir import GroupedInt, Param
+from planish.ir import Grouped, Param
 
 
 def distance_allowed(weight: Param, bias: Param | None, x: torch.Tensor, x_scales: torch.Tensor) -> torch.Tensor:
@@ -13,7 +13,7 @@ def distance_allowed(weight: Param, bias: Param | None, x: torch.Tensor, x_scale
     Integer sums are exact in any order. Of n groups, a term takes at most n + 3 roundings: by its scale, in n - 1 sums, by
     the scale of the row, and two for the bias.
     """
-    assert isinstance(weight.encoding, GroupedInt)
+    assert isinstance(weight.encoding, Grouped)
     values = weight.value().double()
     if bool((weight.storage()["scales"] == 1).all()):
         return torch.zeros(len(x), len(values), dtype=torch.float64)

@@ -15,8 +15,10 @@ from planish.ir import (
     Builder,
     Dense,
     Function,
+    Grouped,
     GroupedInt,
     InMemory,
+    Levels,
     Module,
     Op,
     Param,
@@ -24,6 +26,7 @@ from planish.ir import (
     TensorType,
     dense_param,
 )
+from planish.ir.encodings.levels import KINDS
 from planish.ir.ops import (
     OPS,
     Attention,
@@ -92,13 +95,26 @@ def weight(name: str, *shape: int, stored: torch.dtype = F32) -> Param:
     return Param(name, tensor(*shape), Dense(stored), InMemory({"values": values}))
 
 
-def in_four_bits(name: str, rows: int, columns: int, group: int, unit: bool = False) -> Param:
-    """A weight in 4 bits; with `unit` all scales are 1, so that results are the integer sums themselves."""
-    encoding = GroupedInt(4, group, F32 if unit else torch.float16)
+def encoded(name: str, rows: int, columns: int, encoding: Grouped, unit: bool = False) -> Param:
+    """A weight in few bits; with `unit` all scales are 1, so that results are the integer sums themselves."""
     storage = dict(encoding.encode(torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))))
     if unit:
         storage["scales"] = torch.ones_like(storage["scales"])
     return Param(name, tensor(rows, columns), encoding, InMemory(storage))
+
+
+def low_bit_linear(rows: int, columns: int, features: int, encoding: Grouped, unit: bool) -> Case:
+    """A linear layer on int8 activations; with real scales it has a bias."""
+    name = f"{encoding}.{columns}.{features}"
+    return Case(
+        QuantizedLinear(),
+        (
+            tensor(rows, features, dtype=torch.int8),
+            tensor(rows, 1),
+            encoded(f"{name}.{unit}", columns, features, encoding, unit),
+            None if unit else weight(f"{name}.bias", columns),
+        ),
+    )
 
 
 def attention(name: str, *, kv_heads: int, size: int, value_size: int, **mask: object) -> dict[str, Case]:
@@ -140,14 +156,8 @@ CASES: dict[str, Case] = {
 INTEGERS: dict[str, Case] = {
     "quantize": Case(QuantizeActivation(), (tensor(5, 96),)),
     **{
-        f"int4_{rows}_{columns}_{group}_{unit}": Case(
-            QuantizedLinear(),
-            (
-                tensor(rows, features, dtype=torch.int8),
-                tensor(rows, 1),
-                in_four_bits(f"q{rows}.{columns}.{group}.{unit}", columns, features, group, unit),
-                None if unit else weight(f"added{rows}.{columns}.{group}", columns),
-            ),
+        f"int4_{rows}_{columns}_{group}_{unit}": low_bit_linear(
+            rows, columns, features, GroupedInt(4, group, F32 if unit else torch.float16), unit
         )
         for rows, columns, features, group in (
             (1, 37, 192, 32),
@@ -161,6 +171,18 @@ INTEGERS: dict[str, Case] = {
         for unit in (False, True)
     },
 }
+
+
+# Every other encoding that linear layers have, with one row and with many.
+LOW_BITS: dict[str, Case] = {
+    f"{encoding}_{rows}": low_bit_linear(rows, 37, 192, encoding, unit=False)
+    for encoding in (
+        *(Levels(kind, 64) for kind in KINDS),  # type: ignore[arg-type]
+        *(GroupedInt(bits, 32) for bits in (1, 2, 3, 5, 6, 7, 8)),
+        *(GroupedInt(bits, 96, torch.bfloat16, True) for bits in (2, 3, 4, 8)),
+    )
+    for rows in (1, 9)
+}  # fmt: skip
 
 
 def module_of(cases: dict[str, Case]) -> Module:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from planish.codegen.kernels.linear_int4_packing import SCALE_BYTES, ZEROS
-
+SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one scale, for every scale dtype a chunk can carry."""
+ZEROS = 0x88
+"""Two weights of zero."""
 PANEL, PRODUCT = 16, 32
 """Output and input features of one product."""
 CHUNKS = (128, 64, 32)

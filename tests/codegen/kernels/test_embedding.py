@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planish.codegen.kernels.embedding import Embedding, embedding
-from planish.ir.encodings.grouped import GroupedInt
+from planish.ir import Grouped, GroupedInt, Levels
+from planish.ir.encodings.levels import KINDS
 from planish.ir.types import TensorType
 from planish.testing.float_kernels import TILES, compile_kernel, gaussian
 
@@ -36,15 +37,25 @@ def test_dense_table(dtype: str, index: str) -> None:
     check()
 
 
-@by_dtype
-@pytest.mark.parametrize(("bits", "group"), [(1, 8), (2, 12), (4, 32), (4, 6), (8, 3), (8, 96)])
-def test_grouped_table(dtype: str, bits: int, group: int) -> None:
+def encodings(scales: torch.dtype) -> list[Grouped]:
+    """Every width and grid, in groups that fill whole units of packed bytes and in groups that do not."""
+    sizes = [(1, 8), (2, 12), (3, 8), (3, 6), (4, 32), (4, 6), (5, 32), (6, 3), (7, 96), (8, 3), (8, 96)]
+    made: list[Grouped] = [GroupedInt(bits, group, scales) for bits, group in sizes]
+    made += [GroupedInt(bits, group, scales, True) for bits, group in sizes[2:7]]
+    return made + [Levels(kind, group, scales) for kind in KINDS for group in (32, 6)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", *(pytest.param(d, marks=pytest.mark.full) for d in ("float32", "bfloat16"))]
+)
+@pytest.mark.parametrize("number", range(len(encodings(torch.float32))))
+def test_grouped_table(dtype: str, number: int) -> None:
     table, ids = gaussian(17, 96, seed=2), torch.tensor([16, 0, 3, 3, 9])
-    encoding = GroupedInt(bits, group, DTYPES[dtype])
+    encoding = encodings(DTYPES[dtype])[number]
     storage = encoding.encode(table)
     y = torch.full((5, 96), float("nan"))
-    kernel = compile_kernel(embedding(Embedding(17, 96, dtype, bits, group)), TILES[0])
-    kernel(ids, storage["values"], stored(storage["scales"]), y)
+    kernel = compile_kernel(embedding(Embedding(17, 96, dtype, encoding)), TILES[0])
+    kernel(ids, *map(stored, storage.values()), y)
     assert torch.equal(y, encoding.decode(storage, TensorType(torch.float32, (17, 96)))[ids])
 
 
@@ -60,7 +71,3 @@ def test_refusals() -> None:
         Embedding(4, 4, "int8")
     with pytest.raises(ValueError, match="indices cannot be uint8"):
         Embedding(4, 4, "float32", index_dtype="uint8")
-    with pytest.raises(ValueError, match="cannot have 3 bits"):
-        Embedding(4, 24, "float16", 3, 8)
-    with pytest.raises(ValueError, match="groups of 10 elements of 4 bits"):
-        Embedding(4, 24, "float16", 4, 10)

@@ -33,7 +33,11 @@ EXACT: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.T
     "gelu_tanh": (gelu_tanh_exact, lambda x: 2 * 2.5 + 1 + 4 * (1.6 * (x + 0.044715 * x**3)).abs()),
     "relu": (torch.relu, lambda x: 0),
 }
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+by_tile = pytest.mark.parametrize(
+    "tile",
+    [pytest.param(tile, marks=() if tile == TILES[0] else pytest.mark.full) for tile in TILES],
+    ids=lambda tile: tile.name,
+)
 by_name = pytest.mark.parametrize("name", EXACT)
 
 

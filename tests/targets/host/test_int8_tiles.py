@@ -64,6 +64,6 @@ def test_weights_that_would_saturate_are_refused(tile: Int8Tile) -> None:
         tile.accumulator(T.broadcast(T.int32(0), tile.lanes), 128)
 
 
-def test_weights_that_signed_bytes_do_not_hold_are_refused() -> None:
-    with pytest.raises(ValueError, match="weights up to 127, not 128"):
-        AVX512_VNNI.accumulator(T.broadcast(T.int32(0), 16), 128)
+def test_weights_beyond_a_byte_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights from 0 to 255, not of 256"):
+        AVX512_VNNI.accumulator(T.broadcast(T.int32(0), 16), 256)

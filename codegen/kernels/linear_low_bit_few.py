@@ -1,4 +1,4 @@
-"""The 4-bit linear kernel for few rows: panels are streamed and unpacked in registers, and the rows share every load.
+"""The low-bit linear kernel for few rows: panels are streamed and unpacked in registers, and the rows share every load.
 
 The arithmetic of one block can fill the processor's window, and it would then ask memory for the next block too late,
 so each load also requests the bytes that are due some time later. With more rows than a register tile has, a task keeps a
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_int4_config import ZERO_CODE
-from planish.codegen.kernels.linear_int4_operands import Block, Operands, as_float, in_segments
+from planish.codegen.kernels.linear_low_bit_operands import Block, Operands, in_segments
 from planish.codegen.tiles.float import Expr
 
 
@@ -23,9 +22,15 @@ class FewRows:
     def __init__(self, operands: Operands) -> None:
         self.operands, self.config, self.tile = operands, operands.config, operands.tile
         self.floats, self.rows, self.groups = operands.floats, operands.rows, operands.groups
+        self.layout = operands.layout
+        self.most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
         # Every accumulator starts from a place of its own: a copy between registers would take a vector pipe's time.
         self.copies = self.config.vectors
         self.starts = emit.scratch("starts", self.rows * self.groups * self.copies, "int32")
+        # What zero points multiply.
+        self.totals = None
+        if operands.layout.zero_points:
+            self.totals = emit.scratch("totals", self.rows * self.groups)
 
     def body(self) -> None:
         """Emit everything."""
@@ -45,9 +50,12 @@ class FewRows:
 
     def _starts(self, row: Expr) -> None:
         with emit.loop("group", self.groups) as group:
-            start = T.bind(self.operands.start(row, group))
+            total = self.operands.total(row, group)
+            start = T.bind(self.operands.start(total))
             for copy in range(self.copies):
                 T.buffer_store(self.starts, start, [(row * self.groups + group) * self.copies + copy])
+            if self.totals is not None:
+                T.buffer_store(self.totals, T.cast(T.int32(0) - total, "float32"), [row * self.groups + group])
 
     def _row_tile(self, candidate: int, height: Expr, start: Expr, first: Expr, panels: Expr) -> None:
         """Rows ``start ... start + height - 1`` of y in some panels, ``height`` being at most ``candidate``."""
@@ -71,40 +79,42 @@ class FewRows:
         with emit.loop("group", self.groups) as group:
             block = self.operands.block(panel, group)
 
-            def segment(initial: Sequence[Expr], steps: Sequence[Expr | int]) -> Sequence[Expr]:
-                return self._segment(initial, start, block, group, steps)
+            def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
+                return self._segment(initial, start, block, group, first, count)
 
             initial = [self._start(start + row, group, v) for row, v, _ in cells]
-            dots = in_segments(initial, lanes, self.config.layout.steps, self.config.steps, segment)
-            scales = [self.operands.scales(block, v) for v in range(vectors)]
-            for (_, v, at), dot in zip(cells, dots, strict=True):
-                total = self.floats.fma(as_float(self.floats, dot), scales[v], emit.load(sums, [at], lanes))
+            dots = in_segments(initial, lanes, self.layout.steps, self.most, segment)
+            scaling = [self.operands.scaling(block, v) for v in range(vectors)]
+            totals = [self._total(start + row, group) for row in range(height)]
+            for (row, v, at), dot in zip(cells, dots, strict=True):
+                total = self.operands.scaled(emit.load(sums, [at], lanes), dot, scaling[v], totals[row])
                 emit.store(sums, [at], total, lanes)
         for row, v, at in cells:
-            column = panel * self.config.layout.columns + v * lanes
+            column = panel * self.layout.columns + v * lanes
             self.operands.store(start + row, column, emit.load(sums, [at], lanes))
 
     def _start(self, row: Expr, group: Expr, v: int) -> Expr:
         return T.bind(T.broadcast(self.starts[(row * self.groups + group) * self.copies + v], self.tile.lanes))
 
+    def _total(self, row: Expr, group: Expr) -> Expr | None:
+        if self.totals is None:
+            return None
+        return T.bind(self.floats.broadcast(self.totals[row * self.groups + group]))
+
     def _segment(
-        self, initial: Sequence[Expr], start: Expr, block: Block, group: Expr, steps: Sequence[Expr | int]
+        self, initial: Sequence[Expr], start: Expr, block: Block, group: Expr, first: Expr | int, count: int
     ) -> Sequence[Expr]:
-        """``initial``, by row and vector, plus the products of some steps of one block."""
-        depth, vectors = self.tile.depth, self.config.vectors
-        dots = [self.tile.accumulator(value, 2 * ZERO_CODE - 1) for value in initial]
+        """``initial``, by row and vector, plus the products of ``count`` steps of one block."""
+        vectors, products = self.config.vectors, self.layout.products
+        dots = [self.tile.accumulator(value, self.config.largest_operand) for value in initial]
         height = len(dots) // vectors
-        # Steps that share one load of a row's codes.
-        together = max(1, self.tile.taken // (2 * depth))
-        together = together if len(steps) % together == 0 else 1
-        for number, step in enumerate(steps):
-            if number % together == 0:
-                k = group * self.config.group + 2 * depth * step
-                taken = [self.operands.row_codes(start + row, k, 2 * together) for row in range(height)]
-            halves = [self.operands.unpack(block, step, v) for v in range(vectors)]
-            for half in range(2):
+        k = group * self.config.group + self.tile.depth * products * first
+        codes = [self.operands.row_codes(start + row, k, products * count) for row in range(height)]
+        for step in range(count):
+            weights = [self.operands.unpack(block, first + step, v) for v in range(vectors)]
+            for product in range(products):
                 for row in range(height):
-                    spread = taken[row](2 * (number % together) + half)
+                    spread = codes[row](step * products + product)
                     for v in range(vectors):
-                        dots[row * vectors + v].add(halves[v][half], spread)
+                        dots[row * vectors + v].add(weights[v][product], spread)
         return [accumulator.value() for accumulator in dots]

@@ -1,10 +1,10 @@
-"""How fast is the 4-bit linear kernel on this machine? One line of JSON for each figure.
+"""How fast is the low-bit linear kernel on this machine? One line of JSON for each figure.
 
 One row (decode) is bound by memory: weights are visited in turn, more of them than any cache holds, and the bytes per
 second stand beside those of a loop that does nothing but read, timed in the same rounds. Many rows (prefill) are bound
 by arithmetic: operations (two a product) per second.
 
-    python bench/linear_int4.py [--group 32] [--threads 2] [--tile avx512-vnni]
+    python bench/linear_low_bit.py [--encodings int4 int2 ternary2] [--group 32] [--threads 2] [--tile avx512-vnni]
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ READ_BYTES = 8 << 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--encodings", nargs="+", default=["int4"], metavar="NAME", help="int1 to int8, or a grid of levels"
+    )
     parser.add_argument("--group", type=int, default=32)
     parser.add_argument("--threads", type=int, help="default: the physical cores")
     parser.add_argument("--tile", help="name of an instruction tile; default: the best one here")
@@ -45,24 +48,33 @@ def main() -> None:
     target = host.restricted_to(tile.features).tvm_target()
     for shape in options.shapes:
         out_features, in_features = map(int, shape.split("x"))
-        for figures in measure(tile, target, in_features, out_features, options.group, options.rows, options.rounds):
-            print(json.dumps({"bench": "linear_int4", **figures, **machine}), flush=True)
+        for name in options.encodings:
+            encoding = encoding_of(name, options.group)
+            for figures in measure(tile, target, in_features, out_features, encoding, options.rows, options.rounds):
+                print(json.dumps({"bench": "linear_low_bit", **figures, **machine}), flush=True)
+
+
+def encoding_of(name: str, group: int) -> Any:
+    """The encoding of that name with float16 scales."""
+    from planish.ir import GroupedInt, Levels
+
+    return GroupedInt(int(name[3:]), group) if name.startswith("int") else Levels(name, group)  # type: ignore[arg-type]
 
 
 def measure(
-    tile: Any, target: Any, in_features: int, out_features: int, group: int, rows: list[int], rounds: int
+    tile: Any, target: Any, in_features: int, out_features: int, encoding: Any, rows: list[int], rounds: int
 ) -> Iterator[dict[str, Any]]:
     """The figures of one weight shape, one number of rows after the other."""
     import torch
     import tvm
     from measure import take_turns
 
-    from planish.codegen.kernels.linear_int4 import linear_int4
-    from planish.codegen.kernels.linear_int4_config import configurations
+    from planish.codegen.kernels.linear_low_bit import linear_low_bit
+    from planish.codegen.kernels.linear_low_bit_config import configurations
     from planish.codegen.kernels.peaks import read_tasks, reading
 
-    config = configurations(tile, in_features, out_features, group, "float16", False)[0]
-    kernel = tvm.compile(linear_int4(config), target=target)["linear_int4"]
+    config = configurations(tile, in_features, out_features, encoding, False)[0]
+    kernel = tvm.compile(linear_low_bit(config), target=target)["linear_low_bit"]
     size = config.packed_shape[0] * config.packed_shape[1]
     # Bytes below 0x3c keep random float16 scales finite and positive.
     weights = [torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)]
@@ -80,7 +92,7 @@ def measure(
         yield {
             "out_features": out_features,
             "in_features": in_features,
-            "group": group,
+            "encoding": str(encoding),
             "rows": count,
             "microseconds": round(seconds * 1e6, 1),
             "best_microseconds": round(best * 1e6, 1),

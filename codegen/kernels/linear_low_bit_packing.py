@@ -1,0 +1,211 @@
+"""The order in which the low-bit linear kernel reads its weight, and the packing into it.
+
+A *panel* is ``columns`` output features, a *block* one group of input features of one panel. Blocks follow each other in
+the order in which the kernel consumes them, and each carries its own scales, so one thread reads one stream.
+
+Codes are cut into *planes* whose widths divide a byte: 3 bits are a plane of 2 and one of 1. A load of a plane holds one
+vector of columns, and in the fields of each byte codes of several dot products; the fewer bits, the more. A *step* is the
+smallest number of dot products for which every plane takes whole loads. In a block:
+
+    step:  vector v < columns / lanes:  plane:  load:  lane l < lanes:  byte d < depth
+        field f, from the lowest bits up: the plane's bits of element k = (step * products + load * fields + f) * depth + d
+        of column n = v * lanes + l
+    then ``columns`` scales, then ``columns`` zero points of a byte each where groups have them.
+
+So one load, and a mask and a shift for each field, give the operands of several products. Codes of 8 bits lie as they are, or
+128 lower where the instruction wants signed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from planish.ir import Grouped, GroupedInt, TensorType
+
+SCALE_BYTES = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
+"""Bytes of one scale."""
+LANE_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""For every supported depth, an integer as wide as the bytes one lane reads."""
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+"""Widths of the planes of codes of so many bits, lowest bits first."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Bits ``shift`` to ``shift + width - 1`` of codes; a step takes ``loads`` loads of it."""
+
+    width: int
+    shift: int
+    loads: int
+
+    @property
+    def fields(self) -> int:
+        """Codes that have their bits in one byte."""
+        return 8 // self.width
+
+
+@dataclass(frozen=True)
+class LowBitLayout:
+    """Where each element of a packed weight lies.
+
+    Attributes:
+        encoding: of the weight.
+        lanes, depth: of the instruction tile that reads it.
+        vectors: vectors of columns in a panel.
+        signed: whether codes of 8 bits are stored 128 lower.
+    """
+
+    encoding: Grouped
+    lanes: int
+    depth: int
+    vectors: int
+    signed: bool = False
+
+    @property
+    def lowered(self) -> bool:
+        """Whether codes are stored 128 lower."""
+        return self.signed and self.bits == 8
+
+    def __post_init__(self) -> None:
+        if self.depth not in LANE_WORDS:
+            raise ValueError(
+                f"no low-bit linear kernel for dot products of {self.depth} elements: use a tile with a depth of 2, 4 or 8"
+            )
+        span = self.depth * max(2, self.products)
+        if self.encoding.group % span:
+            raise ValueError(
+                f"a group of {self.encoding.group} cannot be cut into steps of {span} elements, as {self.encoding} needs "
+                f"here: choose a group size that is a multiple of {span}"
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return (self.encoding.grid.count - 1).bit_length()
+
+    @property
+    def products(self) -> int:
+        """Dot products in a step."""
+        return 8 // min(PLANES[self.bits])
+
+    @property
+    def planes(self) -> list[Plane]:
+        """The planes of a step, in order."""
+        widths = PLANES[self.bits]
+        return [Plane(w, sum(widths[:n]), self.products * w // 8) for n, w in enumerate(widths)]
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether every group has one."""
+        return isinstance(self.encoding, GroupedInt) and self.encoding.zero_points
+
+    @property
+    def columns(self) -> int:
+        """Output features in one panel."""
+        return self.vectors * self.lanes
+
+    @property
+    def steps(self) -> int:
+        """Steps in one block."""
+        return self.encoding.group // (self.depth * self.products)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one load."""
+        return self.lanes * self.depth
+
+    @property
+    def loads(self) -> int:
+        """Loads of one vector of columns in a step."""
+        return sum(plane.loads for plane in self.planes)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the codes of one block; its scales begin there."""
+        return self.steps * self.vectors * self.loads * self.vector_bytes
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one scale."""
+        return SCALE_BYTES[self.encoding.scale_dtype]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, scales and zero points included."""
+        return self.value_bytes + self.columns * (self.scale_bytes + self.zero_points)
+
+    def panels(self, out_features: int) -> int:
+        """Panels of a weight; the last one is padded."""
+        return -(-out_features // self.columns)
+
+    def packed_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """(panels * groups, bytes of a block): the blocks of the first panel, then those of the second, and so on.
+
+        Raises:
+            ValueError: when the group does not divide ``in_features``.
+        """
+        group = self.encoding.group
+        if in_features % group:
+            raise ValueError(
+                f"a group of {group} does not divide the {in_features} input features of a low-bit linear layer: "
+                f"choose a group size that divides {in_features}"
+            )
+        return self.panels(out_features) * (in_features // group), self.block_bytes
+
+    def pack(self, storage: Mapping[str, torch.Tensor], out_features: int, in_features: int) -> torch.Tensor:
+        """The storage of a weight (N, K) in its encoding, as uint8 of :meth:`packed_shape`.
+
+        Raises:
+            ValueError: when its tensors are not those of such a weight.
+        """
+        blocks, _ = self.packed_shape(out_features, in_features)
+        panels, groups = self.panels(out_features), in_features // self.encoding.group
+        self._check(storage, out_features, in_features)
+        padding = panels * self.columns - out_features
+
+        def of_group(field: torch.Tensor) -> torch.Tensor:
+            """(N, groups) to the bytes of each block."""
+            padded = torch.nn.functional.pad(field, (0, 0, 0, padding)).reshape(panels, self.columns, groups)
+            # A copy for certain: what is contiguous by having one column cannot be viewed as bytes.
+            return padded.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+        codes = self.encoding.packing.unpack(storage["values"], in_features)
+        parts = [self._interleave(torch.nn.functional.pad(codes, (0, 0, 0, padding)), panels, groups)]
+        parts.append(of_group(storage["scales"]))
+        if self.zero_points:
+            parts.append(of_group(self.encoding.packing.unpack(storage["zeros"], groups)))
+        return torch.cat(parts, dim=-1).reshape(blocks, self.block_bytes)
+
+    def _check(self, storage: Mapping[str, torch.Tensor], out_features: int, in_features: int) -> None:
+        wanted = self.encoding.layout(TensorType(torch.float32, (out_features, in_features)))
+        for field, type in wanted.items():
+            found = storage[field]
+            if (found.dtype, tuple(found.shape)) != (type.dtype, type.concrete({})):
+                raise ValueError(
+                    f"the {field} of a weight ({out_features}, {in_features}) encoded as {self.encoding} must be {type}, "
+                    f"not {found.dtype} {tuple(found.shape)}"
+                )
+
+    def _interleave(self, codes: torch.Tensor, panels: int, groups: int) -> torch.Tensor:
+        """Codes (panels * columns, K) in the order of the module's docstring: (panels, groups, value_bytes)."""
+        if self.lowered:
+            codes = codes ^ 128
+        word = LANE_WORDS[self.depth]
+        shape = panels, self.vectors, self.lanes, groups, self.steps
+        of_planes = []
+        for plane in self.planes:
+            # Axes of the last group: load, field, byte of a lane.
+            cut = codes.reshape(*shape, plane.loads, plane.fields, self.depth)
+            mask = (1 << plane.width) - 1
+            # The fields of a byte are in their places; what overlaps no more can be added.
+            bytes_ = sum(
+                ((field >> plane.shift) & mask) << (number * plane.width) for number, field in enumerate(cut.unbind(-2))
+            )
+            # What one lane reads at once moves as one number: many times faster than byte by byte.
+            words = torch.as_tensor(bytes_).contiguous().view(word).squeeze(-1)
+            of_planes.append(words.permute(0, 3, 4, 1, 5, 2))
+        packed = torch.cat(of_planes, dim=4).contiguous()
+        return packed.view(torch.uint8).reshape(panels, groups, self.value_bytes)

@@ -1,0 +1,31 @@
+"""Scales by search: smaller ones clip the largest weights and hold the others more finely."""
+
+from __future__ import annotations
+
+import torch
+
+from planish.ir.encodings import Grouped
+
+FRACTIONS = tuple(1 - step / 100 for step in range(80))
+"""Of the scale of plain rounding; the first is 1, so that the search is never worse than that."""
+SLICE_ELEMENTS = 1 << 22
+"""Searched at a time: what is held besides the weight stays small."""
+
+
+def encode_searched(encoding: Grouped, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The storage of `weight` with, in each group, the fraction of the encoding's own scale that leaves the smallest squared
+    error; of equal ones the largest."""
+    rows = weight.reshape(-1, weight.shape[-1])
+    height = max(1, SLICE_ELEMENTS // rows.shape[-1])
+    parts = []
+    for part in rows.split(height):
+        groups = encoding.groups(part)
+        best = torch.ones(*groups.shape[:-1], 1, dtype=torch.float64)
+        least = torch.full_like(best, torch.inf)
+        for fraction in FRACTIONS:
+            error = (encoding.restored(encoding.rounded(groups, fraction)) - groups).square().sum(-1, keepdim=True)
+            better = error < least
+            best, least = torch.where(better, fraction, best), torch.where(better, error, least)
+        parts.append(encoding.packed(encoding.rounded(groups, best)))
+    storage = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+    return {field: tensor.reshape(*weight.shape[:-1], -1) for field, tensor in storage.items()}
