@@ -1,9 +1,11 @@
 """Decode and prefill speed of a whole model in 4 bits, beside llama.cpp's Q4_0 and the read bandwidth of the same rounds.
 
     python bench/decode.py --shape guard --threads 2
+    python bench/decode.py --shape guard --encodings 4 3 2 ternary2 sign
 
 Weights are random: speed depends on shapes. Every class of tensor has the same bits per weight on both sides (4-bit
-groups of 32 with a 16-bit scale). Prints one JSON line a figure. Needs the extra "bench".
+groups of 32 with a 16-bit scale). With `--encodings`, decode alone in several formats, each in groups of 128, beside
+llama.cpp's Q4_0, TQ2_0 and TQ1_0. Prints one JSON line a figure. Needs the extra "bench".
 """
 
 from __future__ import annotations
@@ -46,14 +48,19 @@ def main() -> None:
     parser.add_argument("--shape", default="guard")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--encodings", nargs="+", metavar="FORMAT", help="formats of `quantize-weights`")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"), help="where models are kept between runs")
     options = parser.parse_args()
-    for figure in measure(options.shape, options.threads, options.rounds, options.folder):
+    if options.encodings:
+        figures = compare(options.shape, options.threads, options.rounds, options.folder, options.encodings)
+    else:
+        figures = measure(options.shape, options.threads, options.rounds, options.folder)
+    for figure in figures:
         print(json.dumps({"shape": options.shape, "threads": options.threads, **figure}), flush=True)
 
 
-def build(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The artifact of a shape in 4 bits, and how long it took to make; made once."""
+def build(name: str, folder: Path, format: str = "4", group: int = 32) -> tuple[Path, dict[str, Any]]:
+    """The artifact of a shape in one format, and how long it took to make; made once."""
     from shapes import SHAPES
 
     import planish
@@ -61,13 +68,15 @@ def build(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     from planish.passes.quantize_weights import QuantizeWeights
 
     folder.mkdir(parents=True, exist_ok=True)
-    artifact = folder / f"{name}-w4"
+    artifact = folder / f"{name}-w{format}g{group}"
     if artifact.exists():
         return artifact, {}
     checkpoint = SHAPES[name].save(folder / f"{name}-checkpoint")
     start = time.perf_counter()
     model = planish.trace(checkpoint, check=False)
-    model = planish.compress(model, [QuantizeWeights(group=32), DeadCode()], check=False)
+    of_all: Any = int(format) if format.isdigit() else format
+    quantize = QuantizeWeights(linear=of_all, embedding=of_all, head=of_all, group=group)
+    model = planish.compress(model, [quantize, DeadCode()], check=False)
     planish.build(model, "host", check=False).save(artifact)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return artifact, {"compile_seconds": round(time.perf_counter() - start, 1), "compile_peak_mb": round(peak / 1e6)}
@@ -80,6 +89,101 @@ def measure(name: str, threads: int, rounds: int, folder: Path) -> list[dict[str
         _memory(artifact, threads, name),
         *_speed(artifact, threads, rounds, name, folder),
     ]
+
+
+PEERS = ("Q4_0", "TQ2_0", "TQ1_0")
+ENCODED_GROUP = 128
+
+
+def compare(name: str, threads: int, rounds: int, folder: Path, formats: list[str]) -> list[dict[str, Any]]:
+    """Decode in several formats and llama.cpp's in turns, one figure for each; ratios are those of the rounds."""
+    import gguf
+    from measure import take_turns
+    from peers.llama_cpp import LlamaCpp, write_gguf
+    from shapes import SHAPES
+
+    shape = SHAPES[name]
+    ids = [n % shape.vocabulary for n in range(PREFIX)]
+    contestants: dict[str, Callable[[int], None]] = {}
+    moved = {}
+    for format in formats:
+        artifact, _ = build(name, folder, format, ENCODED_GROUP)
+        moved[format] = (artifact / "weights.safetensors").stat().st_size
+        contestants[format] = _our_tokens(artifact, threads, ids, shape.vocabulary)
+    for peer in PEERS:
+        file = write_gguf(shape, folder / f"{name}-{peer.lower()}.gguf", gguf.GGMLQuantizationType[peer])
+        moved[peer] = file.stat().st_size
+        contestants[peer] = _their_tokens(LlamaCpp(file, threads=threads, context=shape.context), ids, shape.vocabulary)
+    contestants |= _readers()
+    timings = take_turns(contestants, rounds)
+    reads = [READ_BYTES / timings.median(way) for way in contestants if way not in moved]
+    bandwidth = max(*reads, *(size / timings.median(n) for n, size in moved.items()))
+    return [
+        {
+            "figure": "decode",
+            "format": contestant,
+            "tokens_per_s": round(1 / timings.median(contestant), 1),
+            "weights_mb": round(size / 1e6, 1),
+            "gb_per_s": round(size / timings.median(contestant) / 1e9, 2),
+            "read_gb_per_s": round(bandwidth / 1e9, 2),
+            "times_as_fast_as": {other: round(timings.ratio(other, contestant), 3) for other in moved},
+            **_conditions(timings),
+        }
+        for contestant, size in moved.items()
+    ]
+
+
+def _our_tokens(artifact: Path, threads: int, ids: list[int], vocabulary: int) -> Callable[[int], None]:
+    """One token after a prefix, which stays as it is."""
+    session = _open(artifact, threads).session()
+    session.read([ids])
+
+    def token(call: int) -> None:
+        session.read([[call % vocabulary]])
+        session.forget_last(0)
+
+    return token
+
+
+def _their_tokens(model: Any, ids: list[int], vocabulary: int) -> Callable[[int], None]:
+    model.reset()
+    model.read(ids)
+
+    def token(call: int) -> None:
+        model.read([call % vocabulary])
+        model.keep(len(ids))
+
+    return token
+
+
+def _open(artifact: Path, threads: int) -> Any:
+    from planish.codegen.runtime.executable import open_artifact
+    from planish.codegen.runtime.language_model import LanguageModel
+
+    model = open_artifact(artifact, threads=threads, check=False)
+    if not isinstance(model, LanguageModel):
+        sys.exit(f"{artifact} is an artifact that generates no tokens: remove it, and it is made again")
+    return model
+
+
+def _readers() -> dict[str, Callable[[int], None]]:
+    """Loops that only read memory."""
+    import torch
+    import tvm
+
+    from planish.codegen.kernels.peaks import READS, read_tasks, reading
+    from planish.targets import open_target
+
+    target, elements = open_target("host"), READ_BYTES // 4
+    lanes = target.int8_tile.lanes
+    sources = [torch.ones(elements, dtype=torch.int32) for _ in range(COLD_READ // READ_BYTES)]
+
+    def reader(way: str) -> Callable[[int], None]:
+        read = tvm.compile(reading(lanes, elements, way), target=target.tvm_target())["reading"]
+        sums = torch.zeros(read_tasks(lanes, elements, way), lanes, dtype=torch.int32)
+        return lambda call: read(sources[call % len(sources)], sums)
+
+    return {f"read {way}": reader(way) for way in READS}
 
 
 def _memory(artifact: Path, threads: int, name: str) -> dict[str, Any]:
@@ -102,36 +206,17 @@ def _memory(artifact: Path, threads: int, name: str) -> dict[str, Any]:
 
 def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -> list[dict[str, Any]]:
     import gguf
-    import torch
-    import tvm
     from measure import take_turns
     from peers.llama_cpp import LlamaCpp, write_gguf
     from shapes import SHAPES
 
-    from planish.codegen.kernels.peaks import READS, read_tasks, reading
-    from planish.codegen.runtime.executable import open_artifact
-    from planish.codegen.runtime.language_model import LanguageModel
-    from planish.targets import open_target
-
     shape = SHAPES[name]
-    ours = open_artifact(artifact, threads=threads, check=False)
-    if not isinstance(ours, LanguageModel):
-        sys.exit(f"{artifact} is an artifact that generates no tokens: remove it, and it is made again")
+    ours = _open(artifact, threads)
     file = write_gguf(shape, folder / f"{name}-q4_0.gguf", gguf.GGMLQuantizationType.Q4_0)
     theirs = LlamaCpp(file, threads=threads, context=shape.context)
     ids = [n % shape.vocabulary for n in range(PROMPT)]
-    session = ours.session()
-    session.read([ids[:PREFIX]])
-    theirs.reset()
-    theirs.read(ids[:PREFIX])
-
-    def our_token(call: int) -> None:
-        session.read([[call % shape.vocabulary]])
-        session.forget_last(0)
-
-    def their_token(call: int) -> None:
-        theirs.read([call % shape.vocabulary])
-        theirs.keep(PREFIX)
+    our_token = _our_tokens(artifact, threads, ids[:PREFIX], shape.vocabulary)
+    their_token = _their_tokens(theirs, ids[:PREFIX], shape.vocabulary)
 
     def our_prompt(call: int) -> None:
         ours.session().read([ids])
@@ -140,17 +225,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
         theirs.reset()
         theirs.read(ids)
 
-    target = open_target("host")
-    lanes = target.int8_tile.lanes
-    elements = READ_BYTES // 4
-    sources = [torch.ones(elements, dtype=torch.int32) for _ in range(COLD_READ // READ_BYTES)]
-
-    def reader(way: str) -> Callable[[int], None]:
-        read = tvm.compile(reading(lanes, elements, way), target=target.tvm_target())["reading"]
-        sums = torch.zeros(read_tasks(lanes, elements, way), lanes, dtype=torch.int32)
-        return lambda call: read(sources[call % len(sources)], sums)
-
-    streams = {f"read {way}": reader(way) for way in READS}
+    streams = _readers()
     decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
     contended = _contended({"ours": our_token, "llama.cpp": their_token})
     theirs.reset()
