@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from planish.ir.encodings.base import Encoding
 from planish.ir.encodings.dense import Dense
+from planish.ir.encodings.float_blocks import Float8, MxFp4, NvFp4
 from planish.ir.encodings.grouped import Grouped
 from planish.ir.encodings.grouped_int import GroupedInt
 from planish.ir.encodings.levels import Levels
 
-ENCODINGS: dict[str, type[Encoding]] = {"dense": Dense, "grouped_int": GroupedInt, "levels": Levels}
+ENCODINGS: dict[str, type[Encoding]] = {made.name: made for made in (Dense, GroupedInt, Levels, NvFp4, MxFp4, Float8)}
 
-__all__ = ["ENCODINGS", "Dense", "Encoding", "Grouped", "GroupedInt", "Levels"]
+__all__ = ["ENCODINGS", "Dense", "Encoding", "Float8", "Grouped", "GroupedInt", "Levels", "MxFp4", "NvFp4"]
