@@ -8,6 +8,7 @@ Optimizer encodes it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,9 +82,9 @@ class _Blocks(Encoding):
         decoded = e2m1_values(codes) * self.scales(storage).unsqueeze(-1)
         return decoded.flatten(-2).to(type.dtype)
 
+    @abstractmethod
     def scales(self, storage: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The scale of every block, float64 (..., blocks)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
