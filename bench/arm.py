@@ -157,15 +157,23 @@ def assembly(function: Any, target: Any) -> str:
     return text
 
 
-def measure_int4(build: str, group: int) -> Iterator[dict[str, Any]]:
-    """The 4-bit linear kernel with float16 scales: one row, and the register tile of many."""
+def encodings() -> Iterator[Any]:
+    """Of the low-bit kernel, all with float16 scales."""
+    from planish.ir import GroupedInt, Levels
+
+    yield GroupedInt(4, 32)
+    yield from (GroupedInt(bits, 128) for bits in (4, 3, 2, 8))
+    yield from (Levels(kind, 128) for kind in ("stretched", "ternary2", "sign"))  # type: ignore[arg-type]
+
+
+def measure_low_bit(build: str, encoding: Any) -> Iterator[dict[str, Any]]:
+    """The low-bit linear kernel: one row, and the register tile of many."""
     from planish.codegen.kernels.linear_low_bit import linear_low_bit
     from planish.codegen.kernels.linear_low_bit_config import configurations
-    from planish.ir import GroupedInt
     from planish.targets import open_target
 
-    target = open_target(build)
-    config = configurations(target.int8_tile, FEATURES, FEATURES, GroupedInt(4, group), False)[0]
+    target, group = open_target(build), encoding.group
+    config = configurations(target.int8_tile, FEATURES, FEATURES, encoding, False)[0]
     lines = read_lines(assembly(linear_low_bit(config), target))
     of_step = config.tile.depth * config.layout.products
     most = max(1, config.unrolled // of_step)
@@ -182,7 +190,7 @@ def measure_int4(build: str, group: int) -> Iterator[dict[str, Any]]:
             # LLVM has unrolled the passes itself.
             body = unrolled(lines, *find_products(lines, name, count * passes, without=unpacking), 1)
         bits = 8 * config.layout.block_bytes / (config.layout.columns * group)
-        yield {"kernel": "linear_low_bit", "group": group, **figures(body, MODELS[build], name, rows, bits)}
+        yield {"kernel": "linear_low_bit", "weight": str(encoding), **figures(body, MODELS[build], name, rows, bits)}
 
 
 EMULATED = {"arm:cortex-a76": "neoverse-n1", "arm:generic+i8mm": "max"}
@@ -272,7 +280,6 @@ def _executed(processor: str, *command: str | Path) -> int:
 def measure_calls(build: str) -> Iterator[dict[str, Any]]:
     """Instructions of whole calls, everything included, for every 128 weights."""
     from planish.codegen.kernels import linear_dense, linear_low_bit, linear_low_bit_config
-    from planish.ir import GroupedInt
     from planish.targets import open_target
 
     target = open_target(build)
@@ -282,12 +289,12 @@ def measure_calls(build: str) -> Iterator[dict[str, Any]]:
         per_128 = round(number / (OUTS * INS) * WEIGHTS, 2)
         return {"call": f"{OUTS}x{INS}", "rows": rows, "instructions": number, "instructions_per_128": per_128}
 
-    for group in (32, 128):
-        config = linear_low_bit_config.configurations(target.int8_tile, INS, OUTS, GroupedInt(4, group), False)[0]
+    for encoding in encodings():
+        config = linear_low_bit_config.configurations(target.int8_tile, INS, OUTS, encoding, False)[0]
         text = assembly(linear_low_bit.linear_low_bit(config), target)
         for rows in (1, EMULATED_ROWS):
             arguments = [(SIGNED, 8, (rows, INS)), (REAL, 32, (rows, 1)), (UNSIGNED, 8, config.packed_shape)]
-            yield {"kernel": "linear_low_bit", "group": group, **count(text, arguments, rows)}
+            yield {"kernel": "linear_low_bit", "weight": str(encoding), **count(text, arguments, rows)}
     for dtype, stored in (("bfloat16", (UNSIGNED, 16)), ("float32", (REAL, 32))):
         dense = linear_dense.configurations(target.float_tile, INS, OUTS, dtype, False)[0]
         text = assembly(linear_dense.linear_dense(dense), target)
@@ -373,8 +380,8 @@ def main() -> None:
         print(json.dumps({"bench": "arm", "build": build, **found}), flush=True)
 
     for build in MODELS:
-        for group in (32, 128):
-            for found in measure_int4(build, group):
+        for encoding in encodings():
+            for found in measure_low_bit(build, encoding):
                 show(found, build)
         for dtype in ("bfloat16", "float32"):
             for found in measure_dense(build, dtype):
