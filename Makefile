@@ -13,13 +13,13 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint arm cuda
-	$(BIN)/python -m pytest -n 2 --dist loadfile --tier full
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --tier full
 
 quick: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nightly: $(READY) arm cuda
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile --tier nightly
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --tier nightly
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -26,6 +26,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Two workers take files in turns: begun last, a long one leaves the other worker idle.
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     if config.option.markexpr:
         return
     left_out = _TIERS[_TIERS.index(config.getoption("--tier")) + 1 :]

@@ -19,7 +19,7 @@ import planish
 from planish.testing.architectures import CAUSAL, ENCODERS, VOCABULARY, in_both_precisions, save_random_model
 from planish.testing.splits import assert_split_has_the_bits
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.first]
 NEW_TOKENS = 64
 LATENT = {"deepseek_v3": 20 + 8}
 

@@ -21,7 +21,7 @@ from planish.ir import InputError, UnsupportedError
 from planish.testing.architectures import SEQUENCE_TO_SEQUENCE, VOCABULARY, in_both_precisions, save_random_model
 from planish.testing.splits import assert_split_has_the_bits
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.first]
 START, NEW_TOKENS = 2, 64
 
 

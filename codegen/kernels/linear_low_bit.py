@@ -12,8 +12,9 @@ A level is ``first + operand``, and operands, unpacked from codes, enter the pro
 operand + first sum x``, and the second sum, one number per row and group, is where accumulators start. Zero points multiply
 the same sum.
 
-One function serves every number of rows: few of them stream the weight (`linear_low_bit_few`), many pass over panels that
-were unpacked once (`linear_low_bit_many`), where the machine gains by that.
+One function serves every number of rows: few of them stream the weight (`linear_low_bit_few`, and `linear_low_bit_one` where
+one row can do with less unpacking), many pass over panels that were unpacked once (`linear_low_bit_many`), where the machine
+gains by that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear
 from planish.codegen.kernels.linear_low_bit_few import FewRows
 from planish.codegen.kernels.linear_low_bit_many import ManyRows
+from planish.codegen.kernels.linear_low_bit_one import OneRow
 from planish.codegen.kernels.linear_low_bit_operands import Operands
 
 
@@ -37,6 +39,11 @@ def linear_low_bit(config: LowBitLinear) -> Any:
         operands = Operands(config)
         # Pairs of rows must fill a register tile, the last pair perhaps by half.
         few = operands.rows <= config.many - config.block_rows if config.many else True
-        emit.branch(few, lambda: FewRows(operands).body(), lambda: ManyRows(operands).body())
+
+        def several() -> None:
+            emit.branch(few, lambda: FewRows(operands).body(), lambda: ManyRows(operands).body())
+
+        one = operands.rows == 1 if len(config.powers) > 1 else False
+        emit.branch(one, lambda: OneRow(operands).body(), several)
 
     return emit.prim_func("linear_low_bit", body)

@@ -105,6 +105,13 @@ class LowBitLinear:
         return 128 if self.layout.lowered else self.encoding.grid.step * (self.encoding.grid.count - 1)
 
     @property
+    def powers(self) -> tuple[int, ...]:
+        """The powers of two by which fields that are left in their place exceed codes; (0,) where all are shifted."""
+        if not self.sums_are_small or self.layout.zero_points:
+            return (0,)
+        return {1: (0, 1, 2, 3), 2: (0, 2, 4)}.get(self.layout.bits, (0,))
+
+    @property
     def sums_are_small(self) -> bool:
         """Whether the integers of a group are such as `linear_low_bit_operands.as_float` takes at once."""
         largest = max(self.encoding.grid.largest, self.largest_operand if self.layout.zero_points else 0)

@@ -130,6 +130,32 @@ class Operands:
             else T.bitwise_and(packed, every(((1 << width) - 1) << to))
         )
 
+    def unpack_in_place(self, block: Block, step: Expr | int, v: int) -> list[tuple[Expr, int]]:
+        """As `unpack`, with fields left where they lie: codes times a power of two, and which. One operation for most."""
+        size, first = self.layout.vector_bytes, (step * self.config.vectors + v) * self.layout.loads
+        (plane,) = self.layout.planes
+        operands = []
+
+        def masked(packed: Expr, at: int) -> tuple[Expr, int]:
+            mask = T.broadcast(T.uint8(((1 << plane.width) - 1) << at), size)
+            return T.bind(T.bitwise_and(packed, mask)), at
+
+        def shifted(packed: Expr, places: int) -> Expr:
+            return T.bind(T.shift_right(packed, T.broadcast(T.uint8(places), size)))
+
+        for load in range(plane.loads):
+            packed = T.bind(self._packed(block, (first + load) * size, size))
+            half = shifted(packed, 4) if plane.width == 1 else None
+            for at in range(0, 8, plane.width):
+                if half is not None and at >= 4:
+                    # Fewer powers of two are fewer sums side by side.
+                    operands.append(masked(half, at - 4))
+                elif at + plane.width == 8:
+                    operands.append((shifted(packed, at), 0))
+                else:
+                    operands.append(masked(packed, at))
+        return operands
+
     def _joined(self, parts: Sequence[Expr]) -> Expr:
         joined = parts[0]
         for part in parts[1:]:
@@ -152,15 +178,18 @@ class Operands:
 
     def scaled(self, sums: Expr, dots: Expr, scaling: Scaling, total: Expr | None) -> Expr:
         """``sums`` plus a group's integer sums times its scales; ``total``, of activations, is asked for by zero points."""
-        lanes = self.tile.lanes
-        if self.config.sums_are_small:
-            dot = T.reinterpret(f"float32x{lanes}", dots) - self.floats.broadcast(T.float32(FLOAT_OF_ZERO))
-        else:
-            dot = T.cast(dots, f"float32x{lanes}")
+        dot = self.as_float(dots)
         if scaling.zeros is not None:
             # Integers below 2^24: exact.
-            dot = self.floats.fma(T.bind(scaling.zeros), total, T.bind(dot))
-        return self.floats.fma(T.bind(dot), scaling.scales, sums)
+            dot = self.floats.fma(T.bind(scaling.zeros), total, dot)
+        return self.floats.fma(dot, scaling.scales, sums)
+
+    def as_float(self, dots: Expr) -> Expr:
+        """Integer sums that started as `start` says, as float32."""
+        lanes = self.tile.lanes
+        if not self.config.sums_are_small:
+            return T.bind(T.cast(dots, f"float32x{lanes}"))
+        return T.bind(T.reinterpret(f"float32x{lanes}", dots) - self.floats.broadcast(T.float32(FLOAT_OF_ZERO)))
 
     def _packed(self, block: Block, byte: Expr | int, size: int) -> Expr:
         """``size`` bytes of a block, after a request for those in the same place of the later one."""

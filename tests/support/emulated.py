@@ -10,7 +10,7 @@ import pytest
 from planish.codegen.remote import RemoteDevice
 from planish.targets.arm.emulator import Emulator, missing
 
-needs_arm = [pytest.mark.full, pytest.mark.skipif(bool(missing()), reason=missing())]
+needs_arm = [pytest.mark.full, pytest.mark.first, pytest.mark.skipif(bool(missing()), reason=missing())]
 """Marks of tests that run Arm code."""
 
 BUILDS = {"generic": "neoverse-n1", "generic+i8mm": "max"}

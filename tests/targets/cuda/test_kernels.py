@@ -19,7 +19,7 @@ from planish.testing.four_bits import distance_allowed
 from planish.testing.gpus import need_gpu, need_nvcc
 from planish.testing.kernel_cases import INTEGERS, everything, module_of
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.first]
 
 INT4 = {name: case for name, case in INTEGERS.items() if case.op.name == "quantized_linear"}
 
