@@ -82,10 +82,15 @@ QUICK = (DOTS[0], *PAIRS)
 full = pytest.mark.full
 
 
+def _tier(tile: Int8Tile) -> Any:
+    """The oldest and the widest tile and pairs are in the full tests, those between them in the nightly ones."""
+    return full if tile in (*QUICK, DOTS[-1]) else pytest.mark.nightly
+
+
 def _by(problems: Sequence[Problem], tiles: Sequence[Int8Tile]) -> list[Any]:
-    """Tiles with problems that they sum exactly; tiles that differ in their dot products alone are left to the full tests."""
+    """Tiles with problems that they sum exactly."""
     return [
-        pytest.param(t, p, marks=() if t in QUICK and p in PROBLEMS else full)
+        pytest.param(t, p, marks=() if t in QUICK and p in PROBLEMS else _tier(t))
         for t in tiles
         for p in problems
         if p[0].grid.step * (p[0].grid.count - 1) <= t.weight_range[1]
@@ -97,10 +102,10 @@ def _named(part: Any) -> str:
 
 
 by_tile = pytest.mark.parametrize(
-    "tile", [pytest.param(t, marks=() if t == DOTS[0] else full) for t in TILES], ids=_named
+    "tile", [pytest.param(t, marks=() if t == DOTS[0] else _tier(t)) for t in TILES], ids=_named
 )
 by_problem = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES), ids=_named)
-by_encoding = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES) + _by(OTHERS, QUICK), ids=_named)
+by_encoding = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES) + _by(OTHERS, DOTS[:1]), ids=_named)
 
 
 def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
