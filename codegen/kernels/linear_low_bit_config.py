@@ -15,6 +15,8 @@ LARGEST_CODE = 127
 """Of an activation."""
 LARGEST_FLOAT, LARGEST_SUM = 1 << 24, (1 << 31) - 1
 """float32 holds integers up to the one, int32 up to the other."""
+SMALL_SUM = 1 << 22
+"""Integers up to here become floats by `linear_low_bit_operands.as_float` without a conversion."""
 UNPACKED_BYTES = 1 << 17
 """Of unpacked weights in one task, unless a single panel has more: they should stay in a core's own cache."""
 
@@ -113,9 +115,9 @@ class LowBitLinear:
 
     @property
     def sums_are_small(self) -> bool:
-        """Whether the integers of a group are such as `linear_low_bit_operands.as_float` takes at once."""
+        """Whether the integers of a group stay below SMALL_SUM."""
         largest = max(self.encoding.grid.largest, self.largest_operand if self.layout.zero_points else 0)
-        return largest * LARGEST_CODE * self.group <= 1 << 22
+        return largest * LARGEST_CODE * self.group <= SMALL_SUM
 
 
 def pack_weight(config: LowBitLinear, storage: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -62,7 +62,8 @@ class Rounded:
 
 
 class Grouped(Encoding):
-    """Base of the encodings by levels: fields "values", packed codes, and "scales", one for a group.
+    """Base of the encodings by levels: fields "values", packed codes, "scales", one for a group, and perhaps "zeros", the
+    levels that stand for 0, packed as the values are.
 
     Attributes:
         group: elements of the last axis that share a scale; divides it.
@@ -151,6 +152,10 @@ class Grouped(Encoding):
 
     def decode(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
         compute = torch.float64 if type.dtype == torch.float64 else torch.float32
-        levels = self.levels(storage["values"], int(type.shape[-1])).to(compute).unflatten(-1, (-1, self.group))
-        decoded: torch.Tensor = (levels * storage["scales"].to(compute).unsqueeze(-1)).flatten(-2)
+        last = int(type.shape[-1])
+        levels = self.levels(storage["values"], last).unflatten(-1, (-1, self.group))
+        if "zeros" in storage:
+            zeros = self.packing.unpack(storage["zeros"], last // self.group)
+            levels = levels - zeros.to(torch.int16).unsqueeze(-1)
+        decoded: torch.Tensor = (levels.to(compute) * storage["scales"].to(compute).unsqueeze(-1)).flatten(-2)
         return decoded.to(type.dtype)

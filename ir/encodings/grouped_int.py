@@ -6,7 +6,6 @@ between 0 and 2^bits - 1: its range need not contain zero in the middle, and z s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,16 +76,6 @@ class GroupedInt(Grouped):
         # A level is the distance from the zero point.
         codes = self.grid.nearest(torch.where(steps == 0, 0.0, groups / steps) + zeros)
         return Rounded(codes, scales, zeros)
-
-    def decode(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
-        if not self.zero_points:
-            return super().decode(storage, type)
-        compute = torch.float64 if type.dtype == torch.float64 else torch.float32
-        last = int(type.shape[-1])
-        levels = self.levels(storage["values"], last).unflatten(-1, (-1, self.group))
-        zeros = self.packing.unpack(storage["zeros"], last // self.group).to(torch.int16).unsqueeze(-1)
-        decoded: torch.Tensor = (levels - zeros).to(compute) * storage["scales"].to(compute).unsqueeze(-1)
-        return decoded.flatten(-2).to(type.dtype)
 
     def __str__(self) -> str:
         return f"int{self.bits}{'z' if self.zero_points else ''}g{self.group}s{dtype_name(self.scale_dtype)}"

@@ -79,18 +79,25 @@ OTHERS: list[Problem] = [
     (GroupedInt(8, 2048, torch.float32), 1, False, -5),
 ]
 QUICK = (DOTS[0], *PAIRS)
-full = pytest.mark.full
+full, nightly = pytest.mark.full, pytest.mark.nightly
 
 
 def _tier(tile: Int8Tile) -> Any:
     """The oldest and the widest tile and pairs are in the full tests, those between them in the nightly ones."""
-    return full if tile in (*QUICK, DOTS[-1]) else pytest.mark.nightly
+    return full if tile in (*QUICK, DOTS[-1]) else nightly
+
+
+def _marks(tile: Int8Tile, problem: Problem) -> Any:
+    """Pairs with the other encodings are run by Arm's full tests, and here by the nightly ones."""
+    if problem in OTHERS:
+        return nightly if tile in PAIRS else full
+    return () if tile in QUICK else _tier(tile)
 
 
 def _by(problems: Sequence[Problem], tiles: Sequence[Int8Tile]) -> list[Any]:
     """Tiles with problems that they sum exactly."""
     return [
-        pytest.param(t, p, marks=() if t in QUICK and p in PROBLEMS else _tier(t))
+        pytest.param(t, p, marks=_marks(t, p))
         for t in tiles
         for p in problems
         if p[0].grid.step * (p[0].grid.count - 1) <= t.weight_range[1]
@@ -105,7 +112,7 @@ by_tile = pytest.mark.parametrize(
     "tile", [pytest.param(t, marks=() if t == DOTS[0] else _tier(t)) for t in TILES], ids=_named
 )
 by_problem = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES), ids=_named)
-by_encoding = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES) + _by(OTHERS, DOTS[:1]), ids=_named)
+by_encoding = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES) + _by(OTHERS, QUICK), ids=_named)
 
 
 def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
