@@ -76,12 +76,13 @@ def compile_model(folder: Path, arch: str, shape: str) -> None:
     import planish
     from planish.codegen.build import build
     from planish.passes.dead_code import DeadCode
-    from planish.passes.quantize_weights import QuantizeWeights
+    from planish.passes.quantize import Quantize
+    from planish.passes.quantize_activations import QuantizeActivations
     from planish.targets.cuda.target import CudaTarget
 
     with tempfile.TemporaryDirectory() as checkpoint:
         model = planish.trace(SHAPES[shape].outline(Path(checkpoint)), check=False)
-        model = planish.compress(model, [QuantizeWeights(group=128), DeadCode()], check=False)
+        model = planish.compress(model, [Quantize(group=128), QuantizeActivations(), DeadCode()], check=False)
         target = CudaTarget.named(arch)
         artifact = build(planish.prepare(model, target.name, check=False).module, target)
     show_resources(arch, target.resources)

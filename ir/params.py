@@ -7,6 +7,7 @@ weights in memory at once.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,11 @@ class Param:
     def nbytes(self) -> int:
         """Exact bytes of the storage."""
         return self.encoding.nbytes(self.type)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the logical tensor."""
+        return math.prod(self.type.concrete({}))
 
     def storage(self) -> Storage:
         """Read the storage tensors; raises InputError when they are not what the encoding prescribes."""

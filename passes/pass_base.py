@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planish.ir.errors import InputError, PlanishError
 from planish.ir.module import Module, Operand, Value
 from planish.passes.contract import Contract, Exact
+
+if TYPE_CHECKING:
+    from planish.passes.calibration.data import Calibration
 
 Correspondence: TypeAlias = Mapping[Value, Operand]
 """Values of the source function with the operands of the result that hold the same value. `Rewriter.correspondence`
@@ -50,11 +53,13 @@ class Context:
         capabilities: facts about the machine to compile for, None when the pass must not depend on one.
         seed: the seed of everything drawn at random.
         progress: called with a fraction between 0 and 1 and a phrase.
+        calibration: inputs on which the network may be observed, None when there are none.
     """
 
     capabilities: Any = None
     seed: int = 0
     progress: Callable[[float, str], None] = lambda fraction, phrase: None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     passes:
       - canonicalise
-      - quantise-weights: {bits: 4, group: 32}
+      - quantize: {format: 4, group: 32}
     seed: 0
 
 Nothing is guessed: an unknown key, pass or option, a key written twice or a value of another type is one sentence that

@@ -18,7 +18,9 @@ PASSES: dict[str, str] = {
     "fold-constants": "planish.passes.fold_constants:FoldConstants",
     "fuse-horizontal": "planish.passes.fuse_horizontal:FuseHorizontal",
     "narrow-attention": "planish.passes.narrow_attention:NarrowAttention",
-    "quantize-weights": "planish.passes.quantize_weights:QuantizeWeights",
+    "quantize": "planish.passes.quantize:Quantize",
+    "quantize-activations": "planish.passes.quantize_activations:QuantizeActivations",
+    "quantize-cache": "planish.passes.quantize_cache:QuantizeCache",
     "raise-model-ops": "planish.passes.raise_model_ops:RaiseModelOps",
 }
 

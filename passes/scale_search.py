@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from planish.ir.encodings import Grouped
@@ -20,12 +22,18 @@ def encode_searched(encoding: Grouped, weight: torch.Tensor) -> dict[str, torch.
     parts = []
     for part in rows.split(height):
         groups = encoding.groups(part)
-        best = torch.ones(*groups.shape[:-1], 1, dtype=torch.float64)
-        least = torch.full_like(best, torch.inf)
-        for fraction in FRACTIONS:
-            error = (encoding.restored(encoding.rounded(groups, fraction)) - groups).square().sum(-1, keepdim=True)
-            better = error < least
-            best, least = torch.where(better, fraction, best), torch.where(better, error, least)
-        parts.append(encoding.packed(encoding.rounded(groups, best)))
+        parts.append(encoding.packed(encoding.rounded(groups, best_fractions(encoding, groups))))
     storage = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
     return {field: tensor.reshape(*weight.shape[:-1], -1) for field, tensor in storage.items()}
+
+
+def best_fractions(encoding: Grouped, groups: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> torch.Tensor:
+    """For each of the groups along the last axis (float64), the fraction that leaves the smallest squared error, kept with
+    size 1."""
+    best = torch.ones(*groups.shape[:-1], 1, dtype=torch.float64)
+    least = torch.full_like(best, torch.inf)
+    for fraction in fractions:
+        error = (encoding.restored(encoding.rounded(groups, fraction)) - groups).square().sum(-1, keepdim=True)
+        better = error < least
+        best, least = torch.where(better, fraction, best), torch.where(better, error, least)
+    return best

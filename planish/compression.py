@@ -10,6 +10,7 @@ from planish.model import Model
 from planish.passes.pass_base import Context, Pass
 
 if TYPE_CHECKING:
+    from planish.passes.calibration import Calibration
     from planish.passes.recipe import Recipe
 
 
@@ -19,6 +20,7 @@ def compress(
     *,
     check: bool = True,
     capabilities: Any = None,
+    calibration: Calibration | None = None,
     progress: Callable[[float, str], None] = lambda fraction, phrase: None,
 ) -> Model:
     """Run a recipe.
@@ -28,6 +30,7 @@ def compress(
         recipe: a recipe, its YAML file, or a list of passes.
         check: hold every pass to its contract on probe inputs.
         capabilities: facts about the machine to compile for, for passes that use them.
+        calibration: inputs to observe the model on, for passes that do; `planish.calibration` makes them from a text.
         progress: called with a fraction between 0 and 1 and a phrase.
 
     Raises:
@@ -38,6 +41,6 @@ def compress(
     from planish.passes.recipe import as_recipe
 
     resolved = as_recipe(recipe)
-    context = Context(capabilities=capabilities, seed=resolved.seed, progress=progress)
+    context = Context(capabilities=capabilities, seed=resolved.seed, progress=progress, calibration=calibration)
     module, report = PassManager(resolved.passes, check=check, context=context).run(model.module)
     return model.after(module, report, resolved.dump())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from planish.ir import Module, PlanishError, parse_module, print_module, structural_hash, verify
 from planish.testing.profiles import load_profile
@@ -19,6 +20,12 @@ PROFILE = load_profile()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=_TIERS, default="quick", help="how much of the suite to run (default: quick)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers that each start a thread for every core wait for each other: torch's small operations take ten times as long.
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -117,8 +117,14 @@ class Grouped(Encoding):
 
     def rounded(self, groups: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> Rounded:
         """Groups with the scales of plain rounding times `shrink`, a number or one for each group, (..., groups, 1)."""
-        scales = self.kept(self.scale(groups) * shrink)
-        return Rounded(self.quantize(groups, scales.to(torch.float64)), scales)
+        scales, zeros = self.fitted(groups, shrink)
+        return Rounded(self.quantize(groups, scales.to(torch.float64), zeros), scales, zeros)
+
+    def fitted(
+        self, groups: torch.Tensor, shrink: torch.Tensor | float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `rounded` rounds with: scales as they are stored and zero points (uint8), both (..., groups, 1)."""
+        return self.kept(self.scale(groups) * shrink), None
 
     def restored(self, rounded: Rounded) -> torch.Tensor:
         """The elements that rounded groups hold, in float64."""
@@ -142,9 +148,11 @@ class Grouped(Encoding):
         largest = torch.finfo(self.scale_dtype).max
         return scales.clamp(-largest, largest).to(self.scale_dtype)
 
-    def quantize(self, groups: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Codes of `groups` for given scales (broadcast against it); a zero scale gives the code nearest to level 0."""
-        return self.grid.nearest(torch.where(scales == 0, torch.zeros_like(groups), groups / scales))
+    def quantize(self, groups: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes of `groups` for given scales and zero points (broadcast against them); a zero scale gives the code nearest
+        to level 0."""
+        levels = torch.where(scales == 0, torch.zeros_like(groups), groups / scales)
+        return self.grid.nearest(levels if zeros is None else levels + zeros)
 
     def levels(self, values: torch.Tensor, last: int) -> torch.Tensor:
         """The levels (int16) of packed codes, `last` to a row."""

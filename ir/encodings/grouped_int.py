@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from planish.ir.encodings.grouped import Grid, Grouped, Rounded
+from planish.ir.encodings.grouped import Grid, Grouped
 from planish.ir.encodings.packing import BitPacking
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType, dtype_name
@@ -66,16 +66,15 @@ class GroupedInt(Grouped):
             return (high - low) / (self.grid.count - 1)
         return groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -self.zero
 
-    def rounded(self, groups: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> Rounded:
-        if not self.zero_points:
-            return super().rounded(groups, shrink)
+    def fitted(
+        self, groups: torch.Tensor, shrink: torch.Tensor | float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         scales = self.kept(self.scale(groups) * shrink)
-        steps = scales.to(torch.float64)
-        low = groups.amin(-1, keepdim=True).clamp(max=0) * shrink
-        zeros = self.grid.nearest(torch.where(steps == 0, 0.0, -low / steps))
+        if not self.zero_points:
+            return scales, None
+        steps, low = scales.to(torch.float64), groups.amin(-1, keepdim=True).clamp(max=0) * shrink
         # A level is the distance from the zero point.
-        codes = self.grid.nearest(torch.where(steps == 0, 0.0, groups / steps) + zeros)
-        return Rounded(codes, scales, zeros)
+        return scales, self.grid.nearest(torch.where(steps == 0, 0.0, -low / steps))
 
     def __str__(self) -> str:
         return f"int{self.bits}{'z' if self.zero_points else ''}g{self.group}s{dtype_name(self.scale_dtype)}"

@@ -7,28 +7,30 @@ from pathlib import Path
 import typer
 
 import planish
+from planish.cli import compressing
 from planish.cli.output import JSON, megabytes, print_json, print_mapping, progress
 from planish.cli.reports import reports_as_json, show_reports
-from planish.cli.source import open_model
 from planish.targets import open_target
 
 
 def compile_model(
     source: Path = typer.Argument(..., help="A transformers checkpoint folder, or a .pt2 file."),
-    recipe: Path = typer.Option(None, "--recipe", help="A recipe (YAML); without it weights stay as they are."),
+    recipe: Path = compressing.RECIPE,
     target: str = typer.Option("host", "--target", help="The machine to compile for; see `planish targets`."),
     out: Path = typer.Option(..., "--out", help="The artifact's folder."),
-    check: bool = typer.Option(True, "--check/--no-check", help="Hold every pass to its contract."),
+    calibration: Path = compressing.CALIBRATION,
+    samples: int = compressing.SAMPLES,
+    length: int = compressing.LENGTH,
+    workspace: Path = compressing.WORKSPACE,
+    check: bool = compressing.CHECK,
     json: bool = JSON,
 ) -> None:
     """Trace, compress, compile and save a model."""
     # An unknown target is refused before anything takes time.
     open_target(target)
-    model = open_model(source, check=check)
-    before = model.nbytes
-    if recipe is not None:
-        with progress("compressing") as move:
-            model = planish.compress(model, recipe, check=check, progress=move)
+    model, before = compressing.compressed(
+        source, recipe, calibration=calibration, samples=samples, length=length, workspace=workspace, check=check
+    )
     with progress("preparing") as move:
         model = planish.prepare(model, target, check=check, progress=move)
     with progress("building") as move:

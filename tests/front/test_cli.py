@@ -20,7 +20,7 @@ from planish.passes.pass_base import Context, Pass, PassResult
 from planish.passes.registry import PASSES, pass_names
 from planish.passes.reproducer import write_reproducer
 
-RECIPE = "passes:\n  - quantize-weights: {linear: 4, group: 32}\n"
+RECIPE = "passes:\n  - quantize: {format: 4, group: 32}\n  - quantize-activations\n"
 Captured = pytest.CaptureFixture[str]
 
 
@@ -78,8 +78,8 @@ def test_the_installed_command() -> None:
 def test_lists(capsys: Captured) -> None:
     assert sorted(document(capsys, "passes")) == pass_names()
     assert "host" in document(capsys, "targets")
-    assert document(capsys, "passes", "quantize-weights")["options"]["linear"] == "4"
-    for arguments in (("passes",), ("targets",), ("passes", "quantize-weights")):
+    assert document(capsys, "passes", "quantize")["options"]["format"] == "4"
+    for arguments in (("passes",), ("targets",), ("passes", "quantize")):
         code, out, err = command(capsys, *arguments)
         assert code == 0 and out == "" and err
 
@@ -173,9 +173,9 @@ def test_compile_and_inspect(capsys: Captured, network: Path, recipe: Path, tmp_
     assert found["artifact"] == str(out)
     assert found["weights"] < found["weights_before"] / 4
     assert found["bytes"] == sum(f.stat().st_size for f in out.iterdir())
-    assert "quantize-weights" in [record["pass"] for record in found["passes"]]
+    assert "quantize" in [record["pass"] for record in found["passes"]]
     manifest = document(capsys, "inspect", out)
-    assert set(manifest["functions"]) == {"forward"} and "quantize-weights" in json.dumps(manifest["recipe"])
+    assert set(manifest["functions"]) == {"forward"} and "quantize" in json.dumps(manifest["recipe"])
     assert command(capsys, "inspect", out)[0] == 0
     assert command(capsys, "inspect", out, "--text")[1] == (out / "module.ir").read_text(encoding="utf-8") + "\n"
     code, _, err = command(capsys, "run", out, "hello")
@@ -202,3 +202,15 @@ def test_run_and_bench(capsys: Captured, artifact: Path, monkeypatch: pytest.Mon
     assert set(speed) == {"prefill", "decode"} and min(speed.values()) > 0
     code, _, err = command(capsys, "bench", artifact, "--prompt", 300)
     assert code == 1 and "exceed the context of this model, 256 tokens" in err
+
+
+def test_calibration_needs_a_recipe_and_a_workspace_needs_calibration(
+    capsys: Captured, network: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "artifact")
+    code, _, err = command(capsys, "compile", network, "--recipe", recipe, "--workspace", tmp_path / "w", *out)
+    assert code == 1 and "give --calibration too" in err
+    text = tmp_path / "text.txt"
+    text.write_text("some words")
+    code, _, err = command(capsys, "compile", network, "--recipe", recipe, "--calibration", text, *out)
+    assert code == 1 and "the model has no tokenizer for a calibration text" in err

@@ -10,7 +10,8 @@ from planish.ir.ops import GatedActivation
 from planish.passes.derive_programs import DerivePrograms
 from planish.passes.fuse_horizontal import FuseHorizontal
 from planish.passes.pass_base import Context
-from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.quantize import Quantize
+from planish.passes.quantize_activations import QuantizeActivations
 from planish.testing.tiny_decoder import tiny_decoder
 
 INPUTS = [torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(3)), torch.ones(2, 5, dtype=torch.bool)]
@@ -20,7 +21,8 @@ INPUTS = [torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(3
 def test_results_are_the_same(quantized: bool) -> None:
     module = tiny_decoder(hidden=64, size=16, inner=96)
     if quantized:
-        module = QuantizeWeights().apply(module, Context()).module
+        for step in (Quantize(), QuantizeActivations()):
+            module = step.apply(module, Context()).module
     joined = FuseHorizontal().apply(module, Context())
     assert joined.matches == 4
     before, after = (Interpreter(m, promote=True).run("forward", INPUTS)[0] for m in (module, joined.module))

@@ -10,16 +10,17 @@ from planish.ir import InputError
 from planish.passes.canonicalise import Canonicalise
 from planish.passes.dead_code import DeadCode
 from planish.passes.fold_constants import FoldConstants
-from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.quantize import Quantize
 from planish.passes.recipe import Recipe, as_recipe, load_recipe, parse_recipe
 from planish.passes.registry import PASSES, pass_class, pass_names
+from planish.passes.selection import Rule
 
 GOOD = """
 passes:
   - canonicalise
   - fold-constants: {limit_bytes: 64}
   - dead-code:
-  - quantize-weights: {group: 64, ignore: [norm, head]}
+  - quantize: {group: 64, rules: [{match: norm, format: null}, {kind: head, format: 8, group: row}]}
 seed: 7
 """
 
@@ -28,13 +29,14 @@ def test_a_recipe() -> None:
     recipe = parse_recipe(GOOD)
     assert recipe.seed == 7
     assert recipe.passes == (
-        Canonicalise(), FoldConstants(limit_bytes=64), DeadCode(), QuantizeWeights(group=64, ignore=("norm", "head"))
+        Canonicalise(), FoldConstants(limit_bytes=64), DeadCode(),
+        Quantize(group=64, rules=(Rule(match="norm", format=None), Rule(kind="head", format=8, group="row"))),
     )  # fmt: skip
 
 
 def test_the_resolved_recipe_spells_out_every_default_and_reads_back() -> None:
     text = parse_recipe(GOOD).dump()
-    assert "bits" not in text and "limit_bytes: 64" in text and "embedding: 4" in text
+    assert "null" in text and "limit_bytes: 64" in text and "method: rtn" in text
     assert parse_recipe(text) == parse_recipe(GOOD)
 
 

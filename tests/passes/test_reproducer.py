@@ -20,8 +20,9 @@ from planish.passes.common_subexpressions import CommonSubexpressions
 from planish.passes.dead_code import DeadCode
 from planish.passes.manager import PassManager
 from planish.passes.pass_base import Context, Pass, PassError, PassResult
-from planish.passes.quantize_weights import QuantizeWeights
+from planish.passes.quantize import Quantize
 from planish.passes.reproducer import main, read_reproducer, rerun, write_reproducer
+from planish.passes.selection import Rule
 from planish.testing.tiny_decoder import tiny_decoder
 
 
@@ -86,8 +87,8 @@ def test_weights_in_files_are_referred_to(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_the_command(tmp_path: Path) -> None:
-    broken = QuantizeWeights(
-        group=4, linear=2, embedding=None, head=None, activations=None, metric="relative_error", budget=1e-9
+    broken = Quantize(
+        group=4, format=None, rules=(Rule(kind="linear", format=2),), metric="relative_error", budget=1e-9
     )
     with pytest.raises(PassError) as caught:
         PassManager([broken], reproducers=tmp_path).run(tiny_decoder(vocabulary=12))

@@ -105,7 +105,10 @@ def on_host() -> Executable:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("machine", MACHINES)
+# Narrow layers differ in how the columns are shared out, which is the same for both kinds of tensor core.
+@pytest.mark.parametrize(
+    "machine", [m if m != "warps, narrow" else pytest.param(m, marks=pytest.mark.nightly) for m in MACHINES]
+)
 def test_every_schedule_agrees_with_the_host(machine: str, name: str) -> None:
     layer = LAYERS[name]
     for rows in ROWS:
