@@ -18,6 +18,7 @@ from planish.frontends import custom_ops
 from planish.frontends.attention_interface import IMPLEMENTATION, whole_attention
 from planish.frontends.checkpoint_config import context_length, kind, metadata, model_class, read_config
 from planish.frontends.exported import import_exported
+from planish.frontends.quantized import quantization
 from planish.frontends.rope import fix_frequencies
 from planish.frontends.skeleton import without_weights
 from planish.frontends.tracing import export
@@ -44,7 +45,8 @@ def import_checkpoint(
     A sequence-to-sequence model is `forward(input_ids i64[B, T], attention_mask bool[B, T], decoder_input_ids i64[B, S])`.
 
     Args:
-        folder: a folder with config.json and safetensors weights.
+        folder: a folder with config.json and safetensors weights. Weights quantised by a known method (see
+            `frontends.quantized`) keep their codes and scales, as the parameter's encoding.
         dtype: the dtype of the computation; weights keep their stored dtype as their encoding.
         check_finite: read every weight once, one at a time, to refuse NaN and infinity.
         rope_length: the length for which to fix rotary frequencies that depend on the length.
@@ -56,9 +58,10 @@ def import_checkpoint(
     """
     path = Path(folder)
     config = read_config(path)
+    method = quantization(path, config)
     found = model_class(path, config)
     model, buffers = _build(found, config, dtype, rope_length)
-    params = checkpoint_params(path, model, ignore_unexpected)
+    params = checkpoint_params(path, model, ignore_unexpected, method)
     if check_finite:
         check_params_finite(params)
     wrapper = _SequenceToSequence(model) if kind(found) == "seq2seq_lm" else _Forward(model)
@@ -69,8 +72,19 @@ def import_checkpoint(
         dynamic_shapes=wrapper.dynamic_shapes(longest),
         params=params,
         root=_ROOT,
-        metadata={**metadata(path, config, found), "context_length": longest},
+        metadata={
+            **metadata(path, config, found),
+            "context_length": longest,
+            **({} if method is None else {"quantization": method.name, "quantization_notes": _noted(method.notes)}),
+        },
     )
+
+
+def _noted(notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What a quantised checkpoint asks for and does not get: kept with the module, and said aloud."""
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return notes
 
 
 def _build(found: Any, config: Any, dtype: torch.dtype, rope_length: int | None) -> tuple[Any, dict[str, torch.Tensor]]:

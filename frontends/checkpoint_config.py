@@ -27,8 +27,6 @@ def read_config(folder: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder / 'config.json'} is not a config that transformers accepts: {reason}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedError(f"{folder} holds quantised weights; give the checkpoint in floating point")
     return config
 
 

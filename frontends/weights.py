@@ -7,7 +7,6 @@ are computed from several stored tensors (stacked experts, split projections) ea
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,81 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from planish.ir import Computed, Dense, InFile, InputError, Param, TensorType
-from planish.ir.types import DTYPES, dtype_name
-
-_STORED_DTYPES = {
-    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
-    "U8": "u8", "BOOL": "bool",
-}  # fmt: skip
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a safetensors file, known by its header."""
-
-    path: Path
-    key: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> torch.Tensor:
-        return InFile(self.path, {"values": self.key}).read()["values"]
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor stored in the folder, by name. Raises InputError for a missing, truncated or unreadable file."""
-    tensors: dict[str, StoredTensor] = {}
-    for path, listed in _shards(folder).items():
-        found = _read_header(path)
-        missing = sorted(set(listed) - found.keys())
-        if missing:
-            raise InputError(f"{path} does not hold {_some(missing)}, which {_INDEX} says it does; download it again")
-        tensors.update(found)
-    return tensors
-
-
-def _shards(folder: Path) -> dict[Path, list[str]]:
-    """The files that hold the weights, each with the names that the index expects in it."""
-    if (folder / _INDEX).is_file():
-        try:
-            where = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-            shards: dict[Path, list[str]] = {}
-            for key, name in where.items():
-                shards.setdefault(folder / Path(name).name, []).append(key)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{folder / _INDEX} is not a valid index of shards: {error}") from error
-        absent = sorted(p.name for p in shards if not p.is_file())
-        if absent:
-            raise InputError(f"{folder} lacks {_some(absent)}, which {_INDEX} lists; download the missing shards")
-        return shards
-    if (folder / _SINGLE).is_file():
-        return {folder / _SINGLE: []}
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
-        raise InputError(
-            f"{folder} holds its weights as {_some(pickled)}, which could run code when loaded; "
-            "convert them to safetensors first"
-        )
-    raise InputError(f"{folder} holds no weights: neither {_SINGLE} nor {_INDEX} is there")
-
-
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            headers = {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
-    except Exception as error:
-        raise InputError(f"{path} is truncated or not a safetensors file ({error}); download it again") from error
-    for key, (stored, _) in headers.items():
-        if stored not in _STORED_DTYPES:
-            raise InputError(f"tensor {key!r} in {path} has dtype {stored}, which is not supported; convert it to BF16")
-    return {k: StoredTensor(path, k, DTYPES[_STORED_DTYPES[dtype]], shape) for k, (dtype, shape) in headers.items()}
+from planish.frontends.quantized.base import Method, QuantizedWeight
+from planish.frontends.stored import StoredTensor, some, stored_tensors
+from planish.ir import Computed, Dense, InFile, InputError, Param, TensorType, UnsupportedError
+from planish.ir.types import DTYPE_NAMES, dtype_name
 
 
 @dataclass(frozen=True)
@@ -112,22 +43,28 @@ class _Group:
         return {name: value[0] if isinstance(value, list) else value for name, value in realized.items()}
 
 
-def checkpoint_params(folder: Path, model: Any, ignore_unexpected: bool = False) -> dict[str, Param]:
+def checkpoint_params(
+    folder: Path, model: Any, ignore_unexpected: bool = False, method: Method | None = None
+) -> dict[str, Param]:
     """A lazily read parameter for each parameter and persistent buffer of the model (on meta or fake tensors).
 
-    The logical dtype is the model's, the encoding is dense in the stored dtype. Tensors that the model has no place for
-    are left out with `ignore_unexpected`, and those that transformers knows to be harmless always.
+    The logical dtype is the model's, the encoding is dense in the stored dtype, or for a weight that `method` quantised
+    the one that holds its codes and scales as they are. Tensors that the model has no place for are left out with
+    `ignore_unexpected`, and those that transformers knows to be harmless always.
 
     Raises:
         InputError: for tensors that are missing, left over, of the wrong shape, or not convertible, naming them.
+        UnsupportedError: for a quantised weight that no encoding holds.
     """
-    stored = stored_tensors(folder)
+    stored: dict[str, StoredTensor | QuantizedWeight] = {**stored_tensors(folder)}
+    if method is not None:
+        stored = method.gather(stored_tensors(folder))
     wanted = dict(model.state_dict())
     mapping = get_model_conversion_mapping(model)
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    direct: dict[str, StoredTensor] = {}
+    direct: dict[str, StoredTensor | QuantizedWeight] = {}
     groups: dict[str, _Group] = {}
     unexpected: list[str] = []
     for key in sorted(stored, key=dot_natural_key):
@@ -135,13 +72,24 @@ def checkpoint_params(folder: Path, model: Any, ignore_unexpected: bool = False)
         if name not in wanted and key in wanted:
             name, pattern = rename_source_key(key, [], [], model.base_model_prefix, wanted)
         if name not in wanted:
-            unexpected.append(name)
+            if method is None or isinstance(extra := stored[key], QuantizedWeight) or not method.says_nothing(extra):
+                unexpected.append(name)
         elif pattern is None:
             direct[name] = stored[key]
+        elif isinstance(found := stored[key], QuantizedWeight):
+            raise UnsupportedError(
+                f"parameter {name!r} is put together from several stored tensors, of which {key!r} is quantised; "
+                "give the checkpoint in floating point"
+            )
         else:
             group = groups.setdefault(name, _Group(by_pattern[pattern], {}, name, model))
-            group.patterns.setdefault(pattern, []).append(stored[key])
-    params = {name: _direct_param(name, tensor, wanted[name]) for name, tensor in direct.items()}
+            group.patterns.setdefault(pattern, []).append(found)
+    params = {
+        name: found.param(name, wanted[name], model.get_submodule(name.rpartition(".")[0]))
+        if isinstance(found, QuantizedWeight)
+        else _direct_param(name, found, wanted[name])
+        for name, found in direct.items()
+    }
     for group in groups.values():
         params.update(_computed_params(group, wanted))
     _tie(model, params)
@@ -151,10 +99,10 @@ def checkpoint_params(folder: Path, model: Any, ignore_unexpected: bool = False)
 
 def _direct_param(name: str, stored: StoredTensor, wanted: torch.Tensor) -> Param:
     _check_shape(name, stored.shape, wanted, f"{stored.path.name}")
-    if stored.dtype.is_floating_point != wanted.dtype.is_floating_point:
+    if stored.dtype not in DTYPE_NAMES or stored.dtype.is_floating_point != wanted.dtype.is_floating_point:
         raise InputError(
-            f"parameter {name!r} is stored as {dtype_name(stored.dtype)} in {stored.path.name}, but the model computes "
-            f"with {dtype_name(wanted.dtype)}; a checkpoint quantised elsewhere must be converted to BF16 first"
+            f"parameter {name!r} is stored as {stored} in {stored.path.name} without the scales of a quantised weight, "
+            f"but the model computes with {dtype_name(wanted.dtype)}; convert it to BF16 first"
         )
     kind = TensorType(wanted.dtype, stored.shape)
     return Param(name, kind, Dense(stored.dtype), InFile(stored.path, {"values": stored.key}))
@@ -165,7 +113,7 @@ def _computed_params(group: _Group, wanted: Mapping[str, torch.Tensor]) -> dict[
         converted = group.convert(on_meta=True)
     except Exception as error:
         keys = sorted(t.key for tensors in group.patterns.values() for t in tensors)
-        raise InputError(f"{_some(keys)} cannot be converted to {group.first_target!r}: {error}") from error
+        raise InputError(f"{some(keys)} cannot be converted to {group.first_target!r}: {error}") from error
     params = {}
     for name, tensor in converted.items():
         if name in wanted:
@@ -200,10 +148,10 @@ def _check_names(folder: Path, model: Any, missing: set[str], unexpected: list[s
     names = SimpleNamespace(missing_keys=missing, unexpected_keys=set(unexpected))
     model._adjust_missing_and_unexpected_keys(names)
     if names.missing_keys:
-        raise InputError(f"{folder} lacks the weights {_some(sorted(names.missing_keys))} of {type(model).__name__}")
+        raise InputError(f"{folder} lacks the weights {some(sorted(names.missing_keys))} of {type(model).__name__}")
     if names.unexpected_keys:
         raise InputError(
-            f"{folder} holds weights that {type(model).__name__} has no place for ({_some(sorted(names.unexpected_keys))}); "
+            f"{folder} holds weights that {type(model).__name__} has no place for ({some(sorted(names.unexpected_keys))}); "
             "pass ignore_unexpected=True to leave them out"
         )
 
@@ -217,13 +165,4 @@ def check_finite(params: Mapping[str, Param]) -> None:
                 if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
                     bad.append(name)
     if bad:
-        raise InputError(f"the weights {_some(bad)} hold NaN or infinity; get an intact copy of the checkpoint")
-
-
-def _some(names: list[str]) -> str:
-    """The first few of many names."""
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
-
-
-__all__ = ["StoredTensor", "check_finite", "checkpoint_params", "stored_tensors"]
+        raise InputError(f"the weights {some(bad)} hold NaN or infinity; get an intact copy of the checkpoint")

@@ -149,14 +149,19 @@ def test_wrong_shape(folder: Path) -> None:
 
 def test_unsupported_dtype(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({UP: tensors[UP].to(torch.float8_e4m3fn)}))
-    with pytest.raises(InputError, match=rf"'{UP}' in .* has dtype F8_E4M3, which is not supported"):
+    with pytest.raises(
+        InputError, match=rf"'{UP}' is stored as float8_e4m3fn.* without the scales of a quantised weight"
+    ):
+        import_checkpoint(folder)
+    edit(folder, lambda tensors: tensors.update({UP: tensors[UP].to(torch.float8_e5m2)}))
+    with pytest.raises(InputError, match=rf"'{UP}' in .* has dtype F8_E5M2, which is not supported"):
         import_checkpoint(folder)
 
 
 def test_integers_for_a_float_weight(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({UP: tensors[UP].to(torch.int32)}))
     with pytest.raises(
-        InputError, match=rf"'{UP}' is stored as i32 in model\.safetensors, but the model computes with f32"
+        InputError, match=rf"'{UP}' is stored as int32.* in model\.safetensors without .* the model computes with f32"
     ):
         import_checkpoint(folder)
 
@@ -227,9 +232,6 @@ def test_folders_and_configs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_models_of_other_kinds(folder: Path) -> None:
-    configure(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32})
-    with pytest.raises(UnsupportedError, match="holds quantised weights"):
-        import_checkpoint(folder)
     transformers.T5Config(
         d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, architectures=["T5Model"]
     ).save_pretrained(folder)
