@@ -5,7 +5,9 @@
 
 Weights are random: speed depends on shapes. Every class of tensor has the same bits per weight on both sides (4-bit
 groups of 32 with a 16-bit scale). With `--encodings`, decode alone in several formats, each in groups of 128, beside
-llama.cpp's Q4_0, TQ2_0 and TQ1_0. Prints one JSON line a figure. Needs the extra "bench".
+llama.cpp's Q4_0, Q2_K, TQ2_0 and TQ1_0 and ONNX Runtime's int4: the whole step in each of them, with the cache of the
+tokens before. ONNX Runtime has blocks of 32 with a 32-bit scale and a graph like that of onnxruntime-genai's builder.
+Prints one JSON line a figure. Needs the extra "bench".
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--shape", default="guard")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--encodings", nargs="+", metavar="FORMAT", help="formats of `quantize-weights`")
+    parser.add_argument("--encodings", nargs="+", metavar="FORMAT", help="formats of `quantize`")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"), help="where models are kept between runs")
     options = parser.parse_args()
     if options.encodings:
@@ -65,7 +67,8 @@ def build(name: str, folder: Path, format: str = "4", group: int = 32) -> tuple[
 
     import planish
     from planish.passes.dead_code import DeadCode
-    from planish.passes.quantize_weights import QuantizeWeights
+    from planish.passes.quantize import Quantize
+    from planish.passes.quantize_activations import QuantizeActivations
 
     folder.mkdir(parents=True, exist_ok=True)
     artifact = folder / f"{name}-w{format}g{group}"
@@ -75,8 +78,8 @@ def build(name: str, folder: Path, format: str = "4", group: int = 32) -> tuple[
     start = time.perf_counter()
     model = planish.trace(checkpoint, check=False)
     of_all: Any = int(format) if format.isdigit() else format
-    quantize = QuantizeWeights(linear=of_all, embedding=of_all, head=of_all, group=group)
-    model = planish.compress(model, [quantize, DeadCode()], check=False)
+    steps = [Quantize(format=of_all, group=group), QuantizeActivations(), DeadCode()]
+    model = planish.compress(model, steps, check=False)
     planish.build(model, "host", check=False).save(artifact)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return artifact, {"compile_seconds": round(time.perf_counter() - start, 1), "compile_peak_mb": round(peak / 1e6)}
@@ -91,14 +94,16 @@ def measure(name: str, threads: int, rounds: int, folder: Path) -> list[dict[str
     ]
 
 
-PEERS = ("Q4_0", "TQ2_0", "TQ1_0")
+PEERS = ("Q4_0", "Q2_K", "TQ2_0", "TQ1_0")
+ONNX_RUNTIME = "ONNX Runtime int4"
 ENCODED_GROUP = 128
 
 
 def compare(name: str, threads: int, rounds: int, folder: Path, formats: list[str]) -> list[dict[str, Any]]:
-    """Decode in several formats and llama.cpp's in turns, one figure for each; ratios are those of the rounds."""
+    """Decode in several formats and in those of the peers in turns, one figure for each; ratios are those of the rounds."""
     import gguf
-    from measure import take_turns
+    from measure import conditions, take_turns
+    from peers import onnx_runtime
     from peers.llama_cpp import LlamaCpp, write_gguf
     from shapes import SHAPES
 
@@ -114,7 +119,10 @@ def compare(name: str, threads: int, rounds: int, folder: Path, formats: list[st
         file = write_gguf(shape, folder / f"{name}-{peer.lower()}.gguf", gguf.GGMLQuantizationType[peer])
         moved[peer] = _read_of_theirs(file)
         contestants[peer] = _their_tokens(LlamaCpp(file, threads=threads, context=shape.context), ids, shape.vocabulary)
-    contestants |= _readers()
+    step = onnx_runtime.write_decoder(shape, folder / f"{name}-onnx")
+    moved[ONNX_RUNTIME] = onnx_runtime.read_bytes(step)
+    contestants[ONNX_RUNTIME] = onnx_runtime.decoder(step, shape, prefix=PREFIX, threads=threads)
+    contestants |= readers()
     timings = take_turns(contestants, rounds)
     reads = [READ_BYTES / timings.median(way) for way in contestants if way not in moved]
     bandwidth = max(*reads, *(size / timings.median(n) for n, size in moved.items()))
@@ -127,7 +135,7 @@ def compare(name: str, threads: int, rounds: int, folder: Path, formats: list[st
             "gb_per_s": round(size / timings.median(contestant) / 1e9, 2),
             "read_gb_per_s": round(bandwidth / 1e9, 2),
             "times_as_fast_as": {other: round(timings.ratio(other, contestant), 3) for other in moved},
-            **_conditions(timings),
+            **conditions(timings),
         }
         for contestant, size in moved.items()
     ]
@@ -185,7 +193,7 @@ def _open(artifact: Path, threads: int) -> Any:
     return model
 
 
-def _readers() -> dict[str, Callable[[int], None]]:
+def readers() -> dict[str, Callable[[int], None]]:
     """Loops that only read memory."""
     import torch
     import tvm
@@ -225,7 +233,7 @@ def _memory(artifact: Path, threads: int, name: str) -> dict[str, Any]:
 
 def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -> list[dict[str, Any]]:
     import gguf
-    from measure import take_turns
+    from measure import conditions, take_turns
     from peers.llama_cpp import LlamaCpp, write_gguf
     from shapes import SHAPES
 
@@ -244,7 +252,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
         theirs.reset()
         theirs.read(ids)
 
-    streams = _readers()
+    streams = readers()
     decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
     contended = _contended({"ours": our_token, "llama.cpp": their_token})
     theirs.reset()
@@ -263,7 +271,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
             "gb_per_s": round(weights / decode.median("ours") / 1e9, 2),
             "read_gb_per_s": round(bandwidth / 1e9, 2),
             "share_of_read": round(weights / decode.median("ours") / bandwidth, 3),
-            **_conditions(decode),
+            **conditions(decode),
         },
         {"figure": "decode beside one busy process", **contended},
         {
@@ -272,7 +280,7 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
             "tokens_per_s": round(PROMPT / prefill.median("ours"), 1),
             "llama_cpp_tokens_per_s": round(PROMPT / prefill.median("llama.cpp"), 1),
             "ratio": round(prefill.ratio("llama.cpp", "ours"), 3),
-            **_conditions(prefill),
+            **conditions(prefill),
         },
     ]
 
@@ -311,10 +319,6 @@ def _contended(subjects: dict[str, Callable[[int], None]]) -> dict[str, Any]:
         "llama_cpp_share_of_quiet": round(statistics.median(shares[theirs]), 3),
         "rounds": CONTENDED_ROUNDS,
     }
-
-
-def _conditions(timings: Any) -> dict[str, Any]:
-    return {"rounds": len(timings.rounds), "dropped": timings.dropped, "disturbed": timings.disturbed}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 QUIET_CORES = 0.12
 TURN_SECONDS = 0.15
@@ -68,6 +69,11 @@ def take_turns(candidates: Mapping[str, Callable[[int], object]], rounds: int) -
     quiet_rounds = [taken for taken, was_quiet in samples if was_quiet]
     kept = quiet_rounds or [taken for taken, _ in samples]
     return Timings(tuple(kept), len(samples) - len(kept), not quiet_rounds)
+
+
+def conditions(timings: Timings) -> dict[str, Any]:
+    """What a figure says about the rounds that it comes from."""
+    return {"rounds": len(timings.rounds), "dropped": timings.dropped, "disturbed": timings.disturbed}
 
 
 def _calls(call: Callable[[int], object]) -> int:

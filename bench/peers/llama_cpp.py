@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import gguf
 import llama_cpp
 import numpy as np
+from peers import ggml
 from shapes import Shape
 
 
@@ -34,7 +34,7 @@ def write_gguf(shape: Shape, path: Path, kind: gguf.GGMLQuantizationType, seed: 
 
     def matrix(name: str, rows: int, columns: int) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) * 0.02
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, ggml.quantize(values, kind), raw_dtype=kind)
 
     def gain(name: str) -> None:
         writer.add_tensor(name, np.ones(shape.hidden, dtype=np.float32))
@@ -68,7 +68,6 @@ class LlamaCpp:
     """A loaded GGUF model. Tokens are ids; nothing is sampled, so that only the model is timed."""
 
     def __init__(self, path: Path, *, threads: int, context: int) -> None:
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
@@ -94,11 +93,3 @@ class LlamaCpp:
         if code != 0:
             raise RuntimeError(f"llama.cpp's decode returned {code}")
         llama_cpp.llama_synchronize(self._context)
-
-
-def _ignore(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """Its log is not ours."""
-
-
-# No decorator, which would take the function's types away: those of llama.cpp's package are not read.
-_SILENT = llama_cpp.llama_log_callback(_ignore)

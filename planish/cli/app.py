@@ -13,6 +13,8 @@ from planish.cli import (
     REFUSED,
     bench,
     compile,
+    evaluate,
+    export,
     inspect,
     listing,
     reproduce,
@@ -37,6 +39,8 @@ app.command("run")(run_artifact.run_model)
 app.command("verify")(verify.verify_models)
 app.command("inspect")(inspect.inspect_model)
 app.command("bench")(bench.bench_artifact)
+app.command("export")(export.export_model)
+app.command("eval")(evaluate.evaluate_model)
 app.command("passes")(listing.list_passes)
 app.command("targets")(listing.list_targets)
 app.command("reproduce")(reproduce.reproduce_failure)
