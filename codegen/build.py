@@ -78,7 +78,7 @@ def prepare(module: Module, target: Target) -> Module:
     """The module in the form that lowering takes: IR to IR, with the same meaning."""
 
     def served(module: Module, function: Function) -> Callable[[Node], bool]:
-        layouts = choose_layouts(module, target.float_tile.lanes)
+        layouts = choose_layouts(module, target)
         site = Site(module, target, layouts_of(function, layouts))
         return lambda node: isinstance(select(node, site), Kernel)
 
@@ -135,9 +135,11 @@ def _signature(lowered: Lowered, name: str) -> dict[str, Any]:
 
 
 def _state(lowered: Lowered, module: Module, name: str) -> dict[str, Any]:
-    """A state's logical type, and its shape in memory."""
-    type = module.states[name].type
-    return {"type": str(type), "memory": str(type.with_shape(lowered.layouts[name].physical(type)))}
+    """A state's logical type, how it is held, and its type in memory."""
+    state, layout = module.states[name], lowered.layouts[name]
+    memory = TensorType(layout.dtype(state.type), layout.physical(state.type))
+    held = dtype_name(state.type.dtype) if state.encoding is None else str(state.encoding)
+    return {"type": str(state.type), "encoding": held, "memory": str(memory)}
 
 
 def as_json(value: Any) -> Any:

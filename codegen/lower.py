@@ -64,7 +64,7 @@ def lower(module: Module, target: Target, select: Select) -> Lowered:
 
 
 def _lower(module: Module, target: Target, select: Select) -> Lowered:
-    layouts = choose_layouts(module, target.float_tile.lanes)
+    layouts = choose_layouts(module, target)
     builder = relax.BlockBuilder()
     kernels: dict[Any, Any] = {}
     fused = FusedKernels()
@@ -142,7 +142,8 @@ class _Lowering:
 
     def _state_variable(self, name: str) -> Any:
         type = self.site.module.states[name].type
-        return self._variable("state", name, self.layouts[name].physical(type), type.dtype)
+        layout = self.layouts[name]
+        return self._variable("state", name, layout.physical(type), layout.dtype(type))
 
     def operand(self, operand: Operand) -> Expr:
         """The Relax expression of an operand."""

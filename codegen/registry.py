@@ -22,7 +22,22 @@ from planish.codegen.families.rope import RopeFamily
 from planish.codegen.families.softmax import SoftmaxFamily
 from planish.codegen.family import Family, Kernel, Site
 from planish.codegen.target import Target
-from planish.ir import Builder, Dense, Encoding, GroupedInt, InMemory, Levels, Module, Node, Param, ParamRef, TensorType
+from planish.ir import (
+    Builder,
+    Dense,
+    Encoding,
+    Float8,
+    GroupedInt,
+    InMemory,
+    Levels,
+    Module,
+    MxFp4,
+    Node,
+    NvFp4,
+    Param,
+    ParamRef,
+    TensorType,
+)
 from planish.ir.encodings.grouped import SCALE_DTYPES
 from planish.ir.encodings.levels import KINDS
 from planish.ir.ops import Linear, QuantizedLinear
@@ -69,6 +84,7 @@ def select(node: Node, site: Site) -> Kernel | list[str]:
 def served_encodings(target: Target) -> frozenset[tuple[str, Encoding]]:
     """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is."""
     candidates: list[Encoding] = [Dense(d) for d in (torch.float32, torch.float16, torch.bfloat16)]
+    candidates += [NvFp4(), MxFp4(), Float8("row"), Float8("tensor")]
     for group, scales in product((32, 64, 128), SCALE_DTYPES):
         candidates += [GroupedInt(bits, group, scales, zeros) for bits in range(1, 9) for zeros in (False, True)]
         candidates += [Levels(kind, group, scales) for kind in KINDS]  # type: ignore[arg-type]
@@ -85,8 +101,6 @@ def _serves(name: str, encoding: Encoding, target: Target) -> bool:
     builder = Builder("probe")
     weight = ParamRef("weight", type)
     if name == "linear":
-        if not isinstance(encoding, Dense):
-            return False
         x = builder.input("x", TensorType(torch.float32, (1, size)))
         node = builder.node(Linear(), x, weight, None)
     else:

@@ -1,21 +1,42 @@
 """How states lie in memory, and which nodes may overwrite them where they are.
 
 The IR's states are logical tensors. A cache that only attention reads, as keys, as values or as both, is laid out as the
-attention kernel walks it; any other state keeps its logical order.
+attention kernel walks it, in few bits where the state is held so; any other state keeps its logical order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
+
+from planish.codegen.kernels.cache_codes import Codes
 from planish.codegen.kernels.kv_cache import CacheLayout
-from planish.codegen.kernels.vectors import padded
-from planish.ir import Dim, Function, Module, Node, Operand, StateRef, TensorType, Value
+from planish.codegen.target import Target
+from planish.ir import (
+    Dim,
+    Encoding,
+    Float8,
+    Function,
+    GroupedInt,
+    Module,
+    Node,
+    Operand,
+    State,
+    StateRef,
+    TensorType,
+    UnsupportedError,
+    Value,
+)
 from planish.ir.ops import Attention, CacheAppend
-from planish.ir.types import as_dim, dtype_name, floor_div
+from planish.ir.types import as_dim, floor_div
 
 KEYS, VALUES = 1, 2
+INTEGERS = {8: "int8", 4: "int4"}
+"""Formats of codes, by their bits."""
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+"""What an attention kernel reads element by element."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +49,17 @@ class Layout:
         """The shape in memory of a logical tensor. The capacity of a cache is a multiple of its lanes."""
         if self.cache is None:
             return type.shape
-        batch, capacity, heads, size = type.shape
+        batch, capacity, heads, _ = type.shape
         lanes = self.cache.lanes
         if self.cache.kind == "keys":
-            return batch, heads, floor_div(as_dim(capacity + (lanes - 1)), lanes), size, lanes
-        return batch, heads, capacity, padded(self.cache.size, lanes)
+            capacity = floor_div(as_dim(capacity + (lanes - 1)), lanes)
+        return batch, heads, capacity, *self.cache.row
+
+    def dtype(self, type: TensorType) -> torch.dtype:
+        """The dtype in memory of a logical tensor's elements."""
+        if self.cache is None:
+            return type.dtype
+        return torch.uint8 if self.cache.codes is not None else getattr(torch, self.cache.dtype)
 
     @property
     def plain(self) -> bool:
@@ -47,18 +74,53 @@ def cache_layout(type: TensorType, operand: int, lanes: int) -> CacheLayout | No
     heads, size = type.shape[2:]
     if not isinstance(heads, int) or not isinstance(size, int):
         return None
-    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-    dtype = names.get(dtype_name(type.dtype))
+    dtype = DTYPES.get(type.dtype)
     return None if dtype is None else CacheLayout("keys" if operand == KEYS else "values", heads, size, dtype, lanes)
 
 
-def choose_layouts(module: Module, lanes: int) -> dict[str, Layout]:
-    """The layout of every state, the same in all functions, for vectors of so many lanes."""
+def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
+    """The layout of every state, the same in all functions.
+
+    Raises:
+        UnsupportedError: for a state that is held in an encoding which the target's kernels do not read.
+    """
     layouts = {}
     for name, state in module.states.items():
         read = _attended_as(name, module.functions.values())
-        layouts[name] = PLAIN if read is None else Layout(cache_layout(state.type, read, lanes))
+        found = None if read is None else cache_layout(state.type, read, target.float_tile.lanes)
+        layouts[name] = Layout(found if state.encoding is None else _encoded(state, state.encoding, found, target))
     return layouts
+
+
+def _encoded(state: State, encoding: Encoding, found: CacheLayout | None, target: Target) -> CacheLayout:
+    """The layout of an encoded state that would lie as `found` if it were not."""
+    held = f"the state {state.name!r} is held as {encoding}"
+    if found is None:
+        raise UnsupportedError(
+            f"{held}, which compiled code reads in attention alone, as heads of a fixed size, but {state.type} is read "
+            "otherwise: leave it as it is in quantize-cache"
+        )
+    if target.blocks is not None:
+        offered = ", ".join(DTYPES.values())
+        raise UnsupportedError(
+            f"{held}, but the target {target.name!r} keeps caches in {offered}: leave out quantize-cache for it"
+        )
+    codes = _codes(encoding, found.size)
+    if found.dtype != "float32" or codes is None:
+        raise UnsupportedError(
+            f"{held}, but attention kernels read float32 caches, or int8, int4 and fp8 with one scale to a head "
+            f"(here {found.size} elements of {state.type.dtype}): choose one of these for it in quantize-cache"
+        )
+    return replace(found, codes=codes)
+
+
+def _codes(encoding: Encoding, size: int) -> Codes | None:
+    """How kernels hold heads of `size` elements in an encoding; None when they do not."""
+    if isinstance(encoding, Float8):
+        return Codes("fp8", "float32")
+    if isinstance(encoding, GroupedInt) and encoding.bits in INTEGERS and encoding.group == size:
+        return Codes(INTEGERS[encoding.bits], DTYPES[encoding.scale_dtype], encoding.zero_points)
+    return None
 
 
 def _attended_as(name: str, functions: Iterable[Function]) -> int | None:

@@ -49,12 +49,15 @@ def attribute_key(value: Attribute) -> tuple[Any, ...]:
     raise IRError(f"{value!r} of type {type(value).__name__} cannot be an attribute of an operation")
 
 
-def map_leaves(value: Attribute, function: Callable[[Attribute], Attribute]) -> Attribute:
-    """The attribute with every leaf (anything but a tuple or a dataclass) replaced by `function(leaf)`."""
+def map_leaves(
+    value: Attribute, function: Callable[[Attribute], Attribute], whole: type | tuple[type, ...] = ()
+) -> Attribute:
+    """The attribute with every leaf replaced by `function(leaf)`: anything but a tuple or a dataclass, or a dataclass that
+    is an instance of `whole`."""
     if isinstance(value, tuple):
-        return tuple(map_leaves(v, function) for v in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {f.name: map_leaves(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+        return tuple(map_leaves(v, function, whole) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, whole)):
+        changes = {f.name: map_leaves(getattr(value, f.name), function, whole) for f in dataclasses.fields(value)}
         unchanged = all(changes[f.name] is getattr(value, f.name) for f in dataclasses.fields(value))
         return value if unchanged else dataclasses.replace(value, **changes)
     return function(value)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from planish.ir.attributes import map_leaves
+from planish.ir.encodings import Encoding
 from planish.ir.errors import IRError
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
 from planish.ir.op import Op
@@ -40,8 +41,13 @@ def promote_dtype(dtype: torch.dtype, compute: torch.dtype = torch.float64) -> t
 
 
 def promote_op(op: Op, compute: torch.dtype = torch.float64) -> Op:
-    """The operation with every floating dtype among its attributes turned into `compute`."""
-    turned: Op = map_leaves(op, lambda leaf: promote_dtype(leaf, compute) if isinstance(leaf, torch.dtype) else leaf)
+    """The operation with every floating dtype among its attributes turned into `compute`, but for those of encodings: what
+    is stored is rounded in every computation as it is declared."""
+
+    def turn(leaf: Any) -> Any:
+        return promote_dtype(leaf, compute) if isinstance(leaf, torch.dtype) else leaf
+
+    turned: Op = map_leaves(op, turn, Encoding)
     return turned
 
 
@@ -96,11 +102,7 @@ class Interpreter:
         if function not in self.module.functions:
             raise IRError(f"the module has no function {function!r}; it has {', '.join(self.module.functions)}")
         program = self.module.functions[function]
-        values = self._by_position(program, inputs)
-        known: dict[str, int] = dict(bindings or {})
-        environment: dict[Value, torch.Tensor] = {}
-        for declared, tensor in zip(program.inputs, values):
-            environment[declared] = self._input(declared.type, tensor, known, f"input {declared.name!r}")
+        environment, known = self.enter(program, inputs, bindings)
         given = dict(states or {})
         for name, tensor in given.items():
             given[name] = self._input(self.module.states[name].type, tensor, known, f"state {name!r}")
@@ -109,6 +111,22 @@ class Interpreter:
         after = {name: self._read(o, environment, given, known) for name, o in program.updates.items()}
         return Result(dict(zip(program.output_names, outputs)), {**given, **after})
 
+    def enter(
+        self,
+        program: Function,
+        inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
+        bindings: Mapping[str, int] | None = None,
+    ) -> tuple[dict[Value, torch.Tensor], dict[str, int]]:
+        """What holds when a function is entered: its inputs by value, and the sizes of symbols.
+
+        Raises IRError when the inputs do not fit the declared types.
+        """
+        known: dict[str, int] = dict(bindings or {})
+        environment: dict[Value, torch.Tensor] = {}
+        for declared, tensor in zip(program.inputs, self._by_position(program, inputs)):
+            environment[declared] = self._input(declared.type, tensor, known, f"input {declared.name!r}")
+        return environment, known
+
     def _execute(
         self,
         program: Function,
@@ -116,7 +134,7 @@ class Interpreter:
         states: dict[str, torch.Tensor],
         known: dict[str, int],
     ) -> None:
-        last_use = self._last_uses(program)
+        last_use = last_uses(program)
         for index, node in enumerate(program.nodes):
             operands = tuple(None if i is None else self._read(i, environment, states, known) for i in node.inputs)
             results = self.evaluate(node, operands, known)
@@ -189,16 +207,16 @@ class Interpreter:
             )
         return list(inputs)
 
-    @staticmethod
-    def _last_uses(program: Function) -> dict[int, list[Value]]:
-        """For each node, the values that nothing reads after it."""
-        last: dict[Value, int] = {}
-        for index, node in enumerate(program.nodes):
-            for value in (*node.outputs, *(i for i in node.inputs if isinstance(i, Value))):
-                last[value] = index
-        kept: set[Any] = {r for r in program.results if isinstance(r, Value)}
-        uses: dict[int, list[Value]] = {}
-        for value, index in last.items():
-            if value not in kept:
-                uses.setdefault(index, []).append(value)
-        return uses
+
+def last_uses(program: Function) -> dict[int, list[Value]]:
+    """For each node, the values that nothing reads after it."""
+    last: dict[Value, int] = {}
+    for index, node in enumerate(program.nodes):
+        for value in (*node.outputs, *(i for i in node.inputs if isinstance(i, Value))):
+            last[value] = index
+    kept: set[Any] = {r for r in program.results if isinstance(r, Value)}
+    uses: dict[int, list[Value]] = {}
+    for value, index in last.items():
+        if value not in kept:
+            uses.setdefault(index, []).append(value)
+    return uses

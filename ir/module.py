@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from planish.ir.attributes import Attribute
+from planish.ir.encodings import Dense, Encoding
 from planish.ir.errors import IRError
 from planish.ir.op import Op
 from planish.ir.params import Param
-from planish.ir.types import TensorType
+from planish.ir.types import Bindings, TensorType
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,21 @@ Operand: TypeAlias = "Value | ParamRef | StateRef"
 
 @dataclass(frozen=True)
 class State:
-    """A tensor that outlives a call, such as a layer's cached keys. It starts as zeros."""
+    """A tensor that outlives a call, such as a layer's cached keys. It starts as zeros.
+
+    `encoding` is how it is stored: element by element in its own dtype when None, else row by row of the last axis. It
+    stays the logical tensor to every operation; what is written into an encoded state was rounded by the `cache_append`
+    that wrote it.
+    """
 
     name: str
     type: TensorType
+    encoding: Encoding | None = None
+
+    def nbytes(self, bindings: Bindings) -> int:
+        """Exact bytes of its storage for given values of the symbols."""
+        shape = TensorType(self.type.dtype, self.type.concrete(bindings))
+        return (self.encoding or Dense(self.type.dtype)).nbytes(shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ def structural_hash(subject: Module | Function) -> str:
     for name, value in sorted(subject.metadata.items()):
         _add(digest, "metadata", name, attribute_key(value))
     for name, state in sorted(subject.states.items()):
-        _add(digest, "state", name, state.name, type_key(state.type))
+        _add(digest, "state", name, state.name, type_key(state.type), attribute_key(state.encoding))
     for name, param in sorted(subject.params.items()):
         _add(digest, "param", name, *param_key(param))
     for name, function in sorted(subject.functions.items()):

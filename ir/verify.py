@@ -13,10 +13,12 @@ from typing import Any
 import sympy
 
 from planish.ir.attributes import attribute_key, map_leaves
+from planish.ir.encodings import require_rows
 from planish.ir.errors import IRError
 from planish.ir.fields import field_types, fits, type_text
-from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
+from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
 from planish.ir.op import Op, check_operand_count
+from planish.ir.ops.attention import CacheAppend
 from planish.ir.params import Param
 from planish.ir.text.attributes import format_attribute
 from planish.ir.text.printer import FunctionPrinter, Line, Mark, format_name
@@ -69,6 +71,11 @@ def _module_faults(module: Module) -> Iterator[str]:
             yield f"metadata {key!r} cannot be held: {fault}"
     for state in module.states.values():
         yield from (f"state {state.name!r}: {s}" for s in _symbol_faults(state.type.shape))
+        if state.encoding is not None:
+            try:
+                require_rows(state.encoding, state.type)
+            except IRError as error:
+                yield f"state {state.name!r}: its encoding cannot hold it: {error}"
     for param in module.params.values():
         yield from (f"parameter {param.name!r}: {s}" for s in _param_faults(param))
 
@@ -136,7 +143,7 @@ class _FunctionCheck:
         self.faults: list[Fault] = []
         self.bound = self._bound_symbols()
         self._printer: FunctionPrinter | None = None
-        self._made_here = {v for n in function.nodes for v in n.outputs}
+        self._makers = function.producers()
 
     @property
     def printer(self) -> FunctionPrinter:
@@ -210,6 +217,7 @@ class _FunctionCheck:
             defined.add(value)
         if len(self.faults) == before:
             self._types(node)
+            self._encoding(node)
         unbound = sorted({s.name for s in _symbols(node.op)} - self.bound)
         unbound += sorted({s for v in node.outputs for s in v.type.symbols} - self.bound - set(unbound))
         if unbound:
@@ -223,7 +231,7 @@ class _FunctionCheck:
         if isinstance(operand, Value):
             if operand in defined:
                 return None
-            if operand in self._made_here:
+            if operand in self._makers:
                 return f"{self._name(operand)} is used before it is defined"
             owner = self.owners.get(operand)
             if owner is not None and owner != self.function.name:
@@ -253,6 +261,25 @@ class _FunctionCheck:
                 sentence = f"{node.op.name} gives {inferred}, but {value.type} is declared"
                 self.add_at(node, ("result", number), sentence)
 
+    def _encoding(self, node: Node) -> None:
+        """What is appended to a state must be rounded as the state holds it."""
+        cache = node.inputs[0] if isinstance(node.op, CacheAppend) else None
+        if isinstance(cache, StateRef) and isinstance(node.op, CacheAppend):
+            held = self.module.states[cache.name].encoding
+            if node.op.encoding != held:
+                self.add_at(
+                    node, ("op",), f"it appends rows as {node.op.encoding} to the state {cache.name!r}, held as {held}"
+                )
+
+    def _holds(self, state: State, operand: Operand) -> bool:
+        """Whether an encoded state can become an operand: the state itself, or rows that were rounded for it behind it."""
+        if isinstance(operand, StateRef):
+            return operand.name == state.name
+        node = self._makers.get(operand) if isinstance(operand, Value) else None
+        if node is None or not isinstance(node.op, CacheAppend) or node.inputs[0] is None:
+            return False
+        return node.op.encoding == state.encoding and self._holds(state, node.inputs[0])
+
     def _results(self, defined: set[Value]) -> None:
         def check(operand: Operand, mark: Mark, what: str, want: TensorType | None = None) -> None:
             sentence = self._operand_fault(operand, defined)
@@ -268,4 +295,12 @@ class _FunctionCheck:
             if name not in self.module.states:
                 self.add(f"the update of {name!r} names no state of the module")
                 continue
-            check(operand, ("update", name), f"the update of state {name!r}", self.module.states[name].type)
+            state = self.module.states[name]
+            check(operand, ("update", name), f"the update of state {name!r}", state.type)
+            if state.encoding is not None and not self._holds(state, operand):
+                excerpt = self.printer.returned().pointing(("update", name))
+                sentence = (
+                    f"it is held as {state.encoding}, so it must be what cache_append with that encoding makes of it"
+                )
+                where = f"function {self.function.name!r}"
+                self.faults.append(Fault(where, f"the update of state {name!r}: {sentence}", excerpt))

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from planish.building import load as load
     from planish.building import prepare as prepare
     from planish.compression import compress as compress
+    from planish.exporting import export as export
     from planish.model import Model as Model
     from planish.tracing import trace as trace
+    from planish.training import train as train
     from planish.verification import verify as verify
 
 __version__ = version("planish")
@@ -32,13 +34,15 @@ _NAMES = {
     "Model": "planish.model",
     "build": "planish.building",
     "compress": "planish.compression",
+    "export": "planish.exporting",
     "load": "planish.building",
     "prepare": "planish.building",
     "trace": "planish.tracing",
+    "train": "planish.training",
     "verify": "planish.verification",
 }
 
-__all__ = ["Model", "__version__", "build", "compress", "load", "prepare", "trace", "verify"]
+__all__ = ["Model", "__version__", "build", "compress", "export", "load", "prepare", "trace", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

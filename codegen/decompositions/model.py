@@ -8,7 +8,7 @@ import torch
 
 from planish.codegen.decompositions.statistics import moments
 from planish.codegen.legalise import Arguments, Decomposition, Legaliser
-from planish.ir import Node, Operand
+from planish.ir import Node, Operand, UnsupportedError
 from planish.ir.ops import Attention, CacheAppend, LayerNorm, RmsNorm, Rope
 from planish.ir.types import as_dim
 
@@ -146,6 +146,12 @@ def _visible(to: Legaliser, op: Attention, arguments: Arguments, length: Any, ke
 def _append(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
     """A new cache: each place takes its new token or keeps what it had. For caches that no kernel fills in place."""
     assert isinstance(node.op, CacheAppend)
+    if node.op.encoding is not None:
+        where = f" at {node.source}" if node.source else ""
+        raise UnsupportedError(
+            f"cache_append{where} rounds rows to {node.op.encoding}, which compiled code does in place alone: in a state "
+            "that attention alone reads"
+        )
     cache, new, start, length = (arguments[n] for n in ("cache", "new", "start", "length"))
     batch, capacity = cache.type.shape[:2]
     rows = [batch, 1]

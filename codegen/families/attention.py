@@ -58,13 +58,14 @@ class AttentionFamily(Family):
         lanes = site.target.float_tile.lanes
         # What is read as both lies as values do, and is passed once.
         caches = {VALUES: v} if k == v else {KEYS: k, VALUES: v}
-        layouts = [cache_layout(o.type, n, lanes) for n, o in caches.items()]
+        layouts = [_layout(o, n, lanes, site) for n, o in caches.items()]
         vectors = {n: node.inputs[n] for n in (SLOPES, SINKS) if node.inputs[n] is not None}
         params = {n: site.param(operand) for n, operand in vectors.items()}
         heads, size = q.type.shape[2:]
         if any(p is None for p in params.values()):
             return "slopes or sinks are computed at run time"
-        if None in layouts or not isinstance(heads, int) or not isinstance(size, int):
+        known = [layout for layout in layouts if layout is not None]
+        if len(known) < len(layouts) or not isinstance(heads, int) or not isinstance(size, int):
             return "the numbers or the sizes of the heads are known at run time only"
         packs = {n: _pack_for(o, layout, site) for (n, o), layout in zip(caches.items(), layouts)}
         config = kernels.configure(
@@ -74,7 +75,9 @@ class AttentionFamily(Family):
             size=size,
             value_size=v.type.shape[3],
             scale=op.scale,
-            cache_dtype=layouts[0].dtype,  # type: ignore[union-attr]
+            cache_dtype=known[0].dtype,
+            key_codes=None if k == v else known[0].codes,
+            value_codes=known[-1].codes,
             causal=op.causal,
             window=op.window,
             chunk=op.chunk,
@@ -106,17 +109,28 @@ class AttentionFamily(Family):
             schedule = (
                 f"tiles of {tiling.block_rows} rows and {tiling.block_keys} keys, or parts of the keys for few rows"
             )
-        queries, keys = product(q.type.shape[:2]), product(k.type.shape[:2])
-        read = sum(o.type.shape[3] for o in caches.values())
+        queries, rows = product(q.type.shape[:2]), product(k.type.shape[:3])
         return Kernel(
-            name=f"{self.name}[{config.tile.name}]",
+            name=f"{self.name}[{', '.join([config.tile.name, *(_held(layout) for layout in known if layout.codes)])}]",
             schedule=schedule,
             reads=reads,
             emit=emit,
             weights=tuple(weights.values()),
-            traffic=4 * (2 * queries * heads * size + keys * k.type.shape[2] * read),
+            traffic=4 * 2 * queries * heads * size + rows * sum(layout.row_bytes for layout in known),
             work=2 * queries * heads * k.type.shape[1] * (size + v.type.shape[3]),
         )
+
+
+def _layout(operand: Operand, number: int, lanes: int, site: Site) -> CacheLayout | None:
+    """How attention reads an operand: as the state lies whose content it is, else as it has to be packed."""
+    known = site.layouts.get(operand)
+    return known.cache if known is not None and known.cache is not None else cache_layout(operand.type, number, lanes)
+
+
+def _held(layout: CacheLayout) -> str:
+    """A cache of codes, for the report."""
+    assert layout.codes is not None
+    return f"{layout.codes.format} {layout.kind}"
 
 
 def _pack_for(operand: Operand, layout: CacheLayout | None, site: Site) -> CacheLayout | None:
@@ -160,10 +174,10 @@ class CacheAppendFamily(Family):
 
         elements = product(new.type.shape)
         return Kernel(
-            name=f"{self.name}[{kept.kind}]",
+            name=f"{self.name}[{kept.kind if kept.codes is None else _held(kept)}]",
             schedule="a head at a time, in place",
             reads=(0, 1, 2, 3),
             emit=emit,
-            traffic=8 * elements,
+            traffic=4 * elements + product(new.type.shape[:3]) * kept.row_bytes,
             work=elements,
         )

@@ -11,6 +11,9 @@ operations, in which keys the row does not see add zero, and a block of which it
 bits of a row depend on its query and on the keys and values it sees, and not on how many queries are computed together,
 nor in how many calls.
 
+Of keys and values held in few bits the numbers are multiplied; the scale of a key multiplies its score, that of a value its
+weight, once each, which is the same for every company too.
+
 The mask is a range of keys for each position (causal, window, chunk and the number of keys are all ranges) and, besides,
 a padding flag for each key.
 """
@@ -25,6 +28,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention_task import AttentionTask
+from planish.codegen.kernels.cache_codes import Codes
 from planish.codegen.kernels.float_gemm import check_registers
 from planish.codegen.kernels.kv_cache import CacheLayout
 from planish.codegen.kernels.vectors import padded
@@ -39,7 +43,9 @@ class Attention:
         heads, kv_heads: Hq and Hkv; query head h reads key-value head h // (Hq / Hkv).
         size, value_size: D and Dv.
         scale: multiplies the products of query and key.
-        cache_dtype: float32, float16 or bfloat16.
+        cache_dtype: float32, float16 or bfloat16; what codes stand for is float32.
+        key_codes, value_codes: how keys and values are held in few bits, None where they lie in cache_dtype. What is
+            read as both is held as values are.
         tile: the machine's vectors.
         causal: key j is visible at position p only if j <= p.
         window: only if j > p - window.
@@ -60,6 +66,8 @@ class Attention:
     scale: float
     cache_dtype: str
     tile: FloatTile
+    key_codes: Codes | None = None
+    value_codes: Codes | None = None
     causal: bool = True
     window: int | None = None
     chunk: int | None = None
@@ -84,6 +92,8 @@ class Attention:
             raise ValueError(f"heads need at least one element, got {self.size} and {self.value_size}")
         if self.shared and self.size != self.value_size:
             raise ValueError(f"keys of {self.size} and values of {self.value_size} elements cannot be one tensor")
+        if self.shared and self.key_codes is not None:
+            raise ValueError("what is read as keys and as values has the codes of values")
         for name, span in (("window", self.window), ("chunk", self.chunk)):
             if span is not None and span < 1:
                 raise ValueError(f"the attention's {name} must be at least 1, got {span}")
@@ -116,14 +126,16 @@ class Attention:
     @property
     def keys_layout(self) -> CacheLayout:
         """How the kernel reads keys."""
-        return CacheLayout(
-            "values" if self.shared else "keys", self.kv_heads, self.size, self.cache_dtype, self.tile.lanes
-        )
+        if self.shared:
+            return self.values_layout
+        return CacheLayout("keys", self.kv_heads, self.size, self.cache_dtype, self.tile.lanes, self.key_codes)
 
     @property
     def values_layout(self) -> CacheLayout:
         """How the kernel reads values."""
-        return CacheLayout("values", self.kv_heads, self.value_size, self.cache_dtype, self.tile.lanes)
+        return CacheLayout(
+            "values", self.kv_heads, self.value_size, self.cache_dtype, self.tile.lanes, self.value_codes
+        )
 
     @property
     def heights(self) -> list[int]:

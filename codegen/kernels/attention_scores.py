@@ -90,29 +90,52 @@ class Scores:
                         T.buffer_store(panels, T.min(first + v, self.operands.panels - 1), [v])
 
                 def sweep(step: Step) -> None:
-                    with emit.loop("element", config.size) as element:
+                    # Elements that share bytes are unpacked side by side.
+                    together = 1 if panels is None or config.key_codes is None else config.key_codes.per_byte
+                    with emit.loop("element", config.size // together) as number:
                         if panels is not None and height in config.streaming_heights:
-                            with emit.unrolled("v", config.key_vectors) as v:
-                                ahead = panels[v] + config.block_vectors
-                                emit.prefetch(self.operands.k, [task.b, task.head, ahead, element, 0])
+                            self._ask_ahead(panels, number)
+                        for part in range(together):
+                            visit(step, number * together + part)
+                    for element in range(config.size // together * together, config.size):
+                        visit(step, emit.index(element))
 
-                        def key(v: Expr) -> Expr:
-                            if panels is None:
-                                panel = group * config.key_vectors + v
-                                return emit.load(task.turned, [(panel * config.size + element) * lanes], lanes)
-                            stored = emit.load(self.operands.k, [task.b, task.head, panels[v], element, 0], lanes)
-                            return self.tile.widen(stored, config.cache_dtype)
+                def visit(step: Step, element: Expr) -> None:
+                    def key(v: Expr) -> Expr:
+                        if panels is None:
+                            panel = group * config.key_vectors + v
+                            return emit.load(task.turned, [(panel * config.size + element) * lanes], lanes)
+                        row = config.keys_layout.read(self.tile, self.operands.k, task.b, task.head, panels[v], element)
+                        if task.key_factors is not None:
+                            row = task.key_factors.panel_from_zero(row, self._offset(group, v), lanes)
+                        return row
 
-                        step(lambda x: self.operands.q[task.b, queries[x], heads[x], element], key)
+                    step(lambda x: self.operands.q[task.b, queries[x], heads[x], element], key)
 
                 def store(x: Expr, v: Expr, value: Expr, last: bool) -> None:
-                    at = [x * config.block + (group * config.key_vectors + v) * lanes]
-                    emit.store(task.weights, at, value, lanes)
+                    if task.key_factors is not None:
+                        value = value * emit.load(task.key_factors.scales, [self._offset(group, v)], lanes)
+                    emit.store(task.weights, [x * config.block + self._offset(group, v)], value, lanes)
 
                 # Every chain begins at zero, so nothing is loaded.
                 register_tile(self.tile, height, config.key_vectors, sweep, lambda x, v: self._constant(0), store)
 
         self.subtile.at_height(at_height)
+
+    def _offset(self, group: Expr, v: Expr | int) -> Expr:
+        """The first key of vector `v` of a group, counted from the beginning of the block."""
+        return (group * self.config.key_vectors + v) * self.tile.lanes
+
+    def _ask_ahead(self, panels: Expr, step: Expr) -> None:
+        """Ask for what the same step reads of the next block. Codes of several panels share a line of the processor's
+        caches: the steps walk over the bytes of the whole group."""
+        config, task = self.config, self.task
+        if config.key_codes is None:
+            with emit.unrolled("v", config.key_vectors) as v:
+                emit.prefetch(self.operands.k, [task.b, task.head, panels[v] + config.block_vectors, step, 0])
+        else:
+            bytes_ahead = step * (config.key_vectors * self.tile.lanes)
+            emit.prefetch(self.operands.k, [task.b, task.head, panels[0] + config.block_vectors, bytes_ahead])
 
     def largest(self) -> None:
         """Emit products to scores, invisible ones -inf, and ``task.raised``: the largest score with this block."""
@@ -195,7 +218,12 @@ class Scores:
                 for v in range(config.key_vectors):
                     at = [x * config.block + (group * config.key_vectors + v) * lanes]
                     weight = math.hold(math.exp_nonpositive(emit.load(task.weights, at, lanes) - reference))
-                    emit.store(task.weights, at, weight, lanes)
+                    scaled = weight
+                    if task.value_factors is not None:
+                        # Keys that the row does not see have weight zero, but their scale may be anything.
+                        scale = emit.load(task.value_factors.scales, [self._offset(group, v)], lanes)
+                        scaled = weight * scale
+                    emit.store(task.weights, at, scaled, lanes)
                     emit.store(sums, [v * lanes], emit.load(sums, [v * lanes], lanes) + weight, lanes)
             at = [(self.subtile.row + x) * lanes]
             correction = self.tile.broadcast(task.corrections[x])

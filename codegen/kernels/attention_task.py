@@ -9,6 +9,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
+from planish.codegen.kernels.attention_factors import RowFactors
 from planish.codegen.kernels.attention_range import VisibleRange
 from planish.codegen.kernels.attention_scores import Scores, Subtile
 from planish.codegen.kernels.float_gemm import Step, register_tile
@@ -49,6 +50,9 @@ class AttentionTask(VisibleRange):
         self.corrections = emit.scratch("corrections", padded(config.rows, lanes))
         self.seen = emit.scratch("seen", config.block, "int32") if config.padding else None
         self.turned = emit.scratch("turned", config.block * config.size) if config.shared else None
+        values = RowFactors.of(config.values_layout, operands.v, config.block)
+        self.value_factors = values
+        self.key_factors = values if config.shared else RowFactors.of(config.keys_layout, operands.k, config.block)
 
     def run(self) -> None:
         """Emit the task."""
@@ -61,6 +65,9 @@ class AttentionTask(VisibleRange):
             base = emit.bind("base", (first_block + number) * block)
             if self.seen is not None:
                 self._flag_keys(base)
+            for factors in dict.fromkeys((self.key_factors, self.value_factors)):
+                if factors is not None:
+                    factors.fill(self, base)
             if self.turned is not None:
                 self._turn_keys(base)
             with emit.loop("subtile", emit.ceil_div(self.count, self.config.rows)) as subtile:
@@ -98,8 +105,10 @@ class AttentionTask(VisibleRange):
             with emit.unrolled("key", lanes) as key:
                 # Places past the last are masked later: any key stands for them.
                 place = T.min(base + panel * lanes + key, self.operands.capacity - 1)
-                stored = emit.load(self.operands.v, [self.b, self.head, place, piece * lanes], lanes)
-                emit.store(square, [key * lanes], self.tile.widen(stored, config.cache_dtype), lanes)
+                row = config.values_layout.read(self.tile, self.operands.v, self.b, self.head, place, piece * lanes)
+                if self.value_factors is not None:
+                    row = self.value_factors.from_zero(row, panel * lanes + key, self.tile)
+                emit.store(square, [key * lanes], row, lanes)
             with emit.loop("element", T.min(config.size - piece * lanes, emit.index(lanes))) as element:
                 row = (panel * config.size + piece * lanes + element) * lanes
                 with emit.unrolled("key", lanes) as key:
@@ -135,9 +144,11 @@ class AttentionTask(VisibleRange):
                 with emit.loop("key", steps) as number:
                     key = begin + number
                     if height in config.streaming_heights:
-                        with emit.unrolled("v", vectors) as v:
-                            ahead = subtile.base + key + config.block
-                            emit.prefetch(self.operands.v, [self.b, self.head, ahead, (vector + v) * lanes])
+                        ahead = subtile.base + key + config.block
+                        # Codes of several vectors share a line of the processor's caches.
+                        with emit.unrolled("v", vectors if config.value_codes is None else 1) as v:
+                            at = config.values_layout.vector(self.b, self.head, ahead, (vector + v) * lanes)
+                            emit.prefetch(self.operands.v, at)
                     step(
                         lambda x: self.weights[x * config.block + key],
                         lambda v: self._value(subtile.base + key, key, (vector + v) * lanes),
@@ -158,8 +169,9 @@ class AttentionTask(VisibleRange):
         subtile.at_height(at_height)
 
     def _value(self, place: Expr, key: Expr, element: Expr) -> Expr:
-        stored = emit.load(self.operands.v, [self.b, self.head, place, element], self.tile.lanes)
-        value = self.tile.widen(stored, self.config.cache_dtype)
+        value = self.config.values_layout.read(self.tile, self.operands.v, self.b, self.head, place, element)
+        if self.value_factors is not None:
+            value = self.value_factors.from_zero(value, key, self.tile)
         if self.seen is not None:
             # A padded key may hold NaN, which a weight of zero would not silence.
             value = tirx.Select(

@@ -38,3 +38,12 @@ def code_at(packing: BitPacking, values: Expr, row: Expr, index: Expr) -> Expr:
         last = T.truncdiv(bit + packing.bits - 1, 8)
         code = T.bitwise_or(code, T.Select(last > byte, T.cast(values[row, last], "int32") << 8, T.int32(0)))
     return T.bitwise_and(code >> shift, T.int32((1 << packing.bits) - 1))
+
+
+def trit_at(values: Expr, row: Expr, index: Expr) -> Expr:
+    """One code of a row of packed trits (rows, bytes), int32, its index known at run time."""
+    packed, digit = T.cast(values[row, T.truncdiv(index, len(TRITS))], "int32"), T.truncmod(index, len(TRITS))
+    power = T.int32(TRITS[0])
+    for number, other in enumerate(TRITS[1:], start=1):
+        power = T.Select(digit >= number, T.int32(other), power)
+    return T.truncmod(T.truncdiv(packed, power), T.int32(3))

@@ -8,22 +8,29 @@ A key is written once and read at every later token, so the turning costs next t
 lies as values do.
 
 Padding is never read into a result and may hold anything.
+
+In few bits (`cache_codes`) both are bytes, ``(B, heads, panels, bytes)`` and ``(B, heads, capacity, bytes)``: the codes of
+a panel or of a row as above, two keys' elements or two vectors of a row's elements to a byte where they take half of one,
+and behind them the scales and zeros, so that what is read together lies together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
+from planish.codegen.kernels.cache_codes import Codes, EncodedRow
 from planish.codegen.kernels.vectors import for_rows, padded, storage
 from planish.codegen.pointwise.dtypes import stored
 from planish.codegen.pointwise.loops import unravel
-from planish.codegen.tiles.float import Expr
+from planish.codegen.tiles.float import Expr, FloatTile
 
 KINDS = ("keys", "values")
 
@@ -37,6 +44,7 @@ class CacheLayout:
         heads, size: of the logical cache (B, capacity, heads, size).
         dtype: float32, float16 or bfloat16; new elements are rounded to it, to nearest even.
         lanes: of the vectors that read the cache.
+        codes: how rows are held in few bits; the dtype is float32 then.
     """
 
     kind: str
@@ -44,34 +52,95 @@ class CacheLayout:
     size: int
     dtype: str
     lanes: int
+    codes: Codes | None = None
 
     def __post_init__(self) -> None:
         storage(self.dtype, "caches")
         if self.kind not in KINDS:
             raise ValueError(f"a cache holds keys or values, not {self.kind!r}")
+        if self.codes is not None and self.dtype != "float32":
+            raise ValueError(f"codes stand for float32, not for {self.dtype}")
+
+    @property
+    def row_codes(self) -> int:
+        """Bytes of the codes of one row, where there are codes."""
+        assert self.codes is not None
+        per_byte = self.codes.per_byte
+        if self.kind == "keys":
+            return -(-self.size // per_byte)
+        return padded(self.size, per_byte * self.lanes) // per_byte
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape in memory of what lies together: a panel of keys, or the values of one place."""
+        together = self.lanes if self.kind == "keys" else 1
+        if self.codes is not None:
+            return ((self.row_codes + self.codes.tail_bytes) * together,)
+        return (self.size, self.lanes) if self.kind == "keys" else (padded(self.size, self.lanes),)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one key or value, padding left out."""
+        if self.codes is not None:
+            return -(-self.size // self.codes.per_byte) + self.codes.tail_bytes
+        return self.size * np.dtype(self.stored).itemsize
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the elements in memory."""
+        return "uint8" if self.codes is not None else storage(self.dtype, "caches")
 
     def shape(self, batch: Any, capacity: Any) -> tuple[Any, ...]:
         """The shape in memory for a batch and a capacity, which may be integers or expressions."""
-        if self.kind == "keys":
-            return batch, self.heads, (capacity + self.lanes - 1) // self.lanes, self.size, self.lanes
-        return batch, self.heads, capacity, padded(self.size, self.lanes)
+        extent = (capacity + self.lanes - 1) // self.lanes if self.kind == "keys" else capacity
+        return batch, self.heads, extent, *self.row
 
     def argument(self, name: str, batch: Expr, extent: Expr) -> Expr:
         """The next argument of a PrimFunc: a cache of ``extent`` panels of keys, or places for values."""
-        kept = storage(self.dtype, "caches")
-        if self.kind == "keys":
-            return emit.argument(name, (batch, self.heads, extent, self.size, self.lanes), kept)
-        return emit.argument(name, (batch, self.heads, extent, padded(self.size, self.lanes)), kept)
+        return emit.argument(name, (batch, self.heads, extent, *self.row), self.stored)
 
     def places(self, extent: Expr) -> Expr:
         """Tokens that a cache of that extent can hold."""
         return extent * self.lanes if self.kind == "keys" else extent
 
     def at(self, b: Expr, head: Expr, place: Expr, element: Expr) -> list[Expr]:
-        """The indices of one element."""
+        """The indices of one element, where there are no codes."""
         if self.kind == "keys":
             return [b, head, place // self.lanes, element, place % self.lanes]
         return [b, head, place, element]
+
+    def vector(self, b: Expr, head: Expr, at: Expr, element: Expr) -> list[Expr]:
+        """The indices from which a vector is read: element `element` of the keys of panel `at`, or of the value at place
+        `at` the elements from `element` on, a multiple of the lanes."""
+        if self.codes is None:
+            return [b, head, at, element, emit.index(0)] if self.kind == "keys" else [b, head, at, element]
+        if self.kind == "keys":
+            return [b, head, at, element // self.codes.per_byte * self.lanes]
+        return [b, head, at, element // self.lanes // self.codes.per_byte * self.lanes]
+
+    def read(self, tile: FloatTile, cache: Expr, b: Expr, head: Expr, at: Expr, element: Expr) -> Expr:
+        """The float32 vector at `vector(...)`: what is held, or its numbers where there are codes."""
+        held = emit.load(cache, self.vector(b, head, at, element), self.lanes)
+        if self.codes is None:
+            return tile.widen(held, self.dtype)
+        number = element if self.kind == "keys" else element // self.lanes
+        return self.codes.numbers(tile, held, number % self.codes.per_byte)
+
+    def scale_at(self, b: Expr, head: Expr, place: Expr) -> list[Expr]:
+        """The indices of the first byte of the scale of one row."""
+        assert self.codes is not None
+        if self.kind == "keys":
+            first = self.row_codes * self.lanes + place % self.lanes * self.codes.scale_bytes
+            return [b, head, place // self.lanes, first]
+        return [b, head, place, emit.index(self.row_codes)]
+
+    def zero_at(self, b: Expr, head: Expr, place: Expr) -> list[Expr]:
+        """The indices of the byte of the zero of one row."""
+        assert self.codes is not None
+        if self.kind == "keys":
+            first = (self.row_codes + self.codes.scale_bytes) * self.lanes + place % self.lanes
+            return [b, head, place // self.lanes, first]
+        return [b, head, place, emit.index(self.row_codes + self.codes.scale_bytes)]
 
 
 def pack_cache(layout: CacheLayout, tensor: torch.Tensor) -> torch.Tensor:
@@ -151,8 +220,30 @@ def _write(layout: CacheLayout, cache: Expr, new: Expr, batch: Expr, tokens: Exp
         first, count = emit.bind("first", start(b)), emit.bind("count", T.min(length(b), tokens))
         with emit.loop("token", T.max(count, emit.index(0))) as token:
             place = emit.bind("place", first + token)
+            if layout.codes is not None:
+                _write_codes(layout, layout.codes, cache, b, head, place, lambda e: new[b, token, head, e])
+                return
             with emit.loop("element", layout.size) as element:
                 value = stored(new[b, token, head, element], dtype)
                 T.buffer_store(cache, value, layout.at(b, head, place, element))
 
     for_rows(batch * layout.heads, tokens * layout.size, at_head)
+
+
+def _write_codes(
+    layout: CacheLayout, codes: Codes, cache: Expr, b: Expr, head: Expr, place: Expr, element: Callable[[Expr], Expr]
+) -> None:
+    """Emit one row in few bits."""
+    lanes, keys = layout.lanes, layout.kind == "keys"
+    row = EncodedRow(codes, layout.size, layout.row_codes * codes.per_byte, element)
+    row.encode()
+    with emit.loop("byte", layout.row_codes) as number:
+        # Keys pair neighbours; values pair an element with the one a vector further.
+        low = number * codes.per_byte if keys else number // lanes * lanes * codes.per_byte + number % lanes
+        at = [b, head, place // lanes, number * lanes + place % lanes] if keys else [b, head, place, number]
+        T.buffer_store(cache, row.byte(low, low + (1 if keys else lanes)), at)
+    scale, tail = layout.scale_at(b, head, place), row.tail()
+    for number, byte in enumerate(tail[: codes.scale_bytes]):
+        T.buffer_store(cache, byte, [*scale[:-1], scale[-1] + number])
+    for byte in tail[codes.scale_bytes :]:
+        T.buffer_store(cache, byte, layout.zero_at(b, head, place))

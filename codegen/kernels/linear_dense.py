@@ -2,7 +2,8 @@
 
 The weight is float32, float16 or bfloat16, packed beforehand and widened in registers. Each element of y is the chain
 of fused multiply-adds of :mod:`planish.codegen.kernels.float_gemm`, the bias added last, so a row of y has the same
-bits whatever M is. Two programs stand behind one function:
+bits whatever M is. A weight of eight-bit floats (E4M3) comes with a scale for each output feature, by which the chain is
+multiplied; with a bias that is one more fused multiply-add. Two programs stand behind one function:
 
 - one row: every weight is read once and used once, so the speed is that of memory; threads share out the panels, and
   several panels are in flight because one chain alone waits for itself;
@@ -30,7 +31,10 @@ from planish.codegen.kernels.float_gemm import (
     store_columns,
 )
 from planish.codegen.kernels.linear_dense_packing import pack_panels
-from planish.codegen.tiles.float import STORAGE_DTYPES, Expr, FloatTile
+from planish.codegen.tiles.float import E4M3, STORAGE_DTYPES, Expr, FloatTile
+
+STORED = {**STORAGE_DTYPES, E4M3: "uint8"}
+"""How the elements of a weight lie in memory, by logical dtype."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class LinearDense:
 
     Attributes:
         in_features, out_features: K and N.
-        weight_dtype: logical dtype of the weight: float32, float16 or bfloat16.
+        weight_dtype: logical dtype of the weight: float32, float16, bfloat16 or E4M3.
         bias: whether the kernel takes a float32 bias (N,).
         tile: the machine's vectors.
         rows, vectors: largest register tile, in rows of x and in vectors of columns; a panel has ``vectors`` vectors.
@@ -61,14 +65,24 @@ class LinearDense:
     task_tiles: int = 32
 
     def __post_init__(self) -> None:
-        if self.weight_dtype not in STORAGE_DTYPES:
+        if self.weight_dtype not in STORED:
             raise ValueError(
-                f"no dense linear kernel for weights of {self.weight_dtype}: use one of {', '.join(STORAGE_DTYPES)}"
+                f"no dense linear kernel for weights of {self.weight_dtype}: use one of {', '.join(STORED)}"
             )
         sizes = (self.in_features, self.out_features, self.rows, self.vectors, self.one_row_panels, self.depth_block)
         if min(*sizes, self.task_panels, self.task_tiles) < 1:
             raise ValueError(f"every size of a dense linear kernel must be at least 1: {self}")
         check_registers(self.tile, self.rows, self.vectors)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the kernel takes a float32 scale (N,)."""
+        return self.weight_dtype == E4M3
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int]:
+        """Shape of the packed weight."""
+        return self.panels, self.in_features, self.panel_width
 
     @property
     def panel_width(self) -> int:
@@ -132,9 +146,9 @@ class _Buffers:
     def __init__(self, config: LinearDense) -> None:
         self.config, self.tile = config, config.tile
         self.rows = emit.symbol("rows")
-        storage = STORAGE_DTYPES[config.weight_dtype]
         self.x = emit.argument("x", (self.rows, config.in_features), "float32")
-        self.weight = emit.argument("weight", (config.panels, config.in_features, config.panel_width), storage)
+        self.weight = emit.argument("weight", config.packed_shape, STORED[config.weight_dtype])
+        self.scale = emit.argument("scale", (config.out_features,), "float32") if config.scaled else None
         self.bias = emit.argument("bias", (config.out_features,), "float32") if config.bias else None
         self.y = emit.argument("y", (self.rows, config.out_features), "float32")
 
@@ -148,9 +162,14 @@ class _Buffers:
         return load_columns(self.tile, buffer, indices, self.config.out_features, whole)
 
     def store(self, row: Expr, column: Expr, value: Expr, whole: bool, last: bool) -> None:
-        """Emit the store of one vector of y; the ``last`` one adds the bias first."""
-        if last and self.bias is not None:
-            value = value + self.load(self.bias, [column], whole)
+        """Emit the store of one vector of y; the ``last`` one is scaled and adds the bias first."""
+        if last:
+            bias = None if self.bias is None else self.load(self.bias, [column], whole)
+            if self.scale is not None:
+                scale = self.load(self.scale, [column], whole)
+                value = value * scale if bias is None else self.tile.fma(value, scale, bias)
+            elif bias is not None:
+                value = value + bias
         store_columns(self.tile, self.y, [row, column], value, self.config.out_features, whole)
 
 
@@ -215,7 +234,7 @@ def _several_rows(buffers: _Buffers) -> None:
 
 
 def linear_dense(config: LinearDense) -> Any:
-    """The PrimFunc ``(x (M, K), weight (packed), [bias (N,)], y (M, N))`` of ``config``; x, bias and y are float32."""
+    """The PrimFunc ``(x (M, K), weight (packed), [scale (N,)], [bias (N,)], y (M, N))``; all float32 but the weight."""
 
     def body() -> None:
         buffers = _Buffers(config)

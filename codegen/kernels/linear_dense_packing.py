@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import torch
 
-_STORED = {torch.float32: torch.float32, torch.float16: torch.float16, torch.bfloat16: torch.uint16}
+_STORED = {
+    torch.float32: torch.float32,
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.uint16,
+    torch.float8_e4m3fn: torch.uint8,
+}
 
 
 def pack_panels(matrix: torch.Tensor, width: int) -> torch.Tensor:
     """Pack ``matrix`` (rows, depth) into (ceil(rows / width), depth, width), padded with zeros.
 
-    float32 and float16 keep their dtype; bfloat16 becomes uint16, its bits.
+    float32 and float16 keep their dtype; bfloat16 becomes uint16, its bits, and float8_e4m3fn uint8.
 
     Raises:
         ValueError: for another dtype or another rank.
@@ -22,14 +27,13 @@ def pack_panels(matrix: torch.Tensor, width: int) -> torch.Tensor:
     if matrix.dim() != 2 or matrix.dtype not in _STORED:
         raise ValueError(
             f"cannot pack a weight of {matrix.dim()} dimensions and {matrix.dtype}: a dense linear kernel takes a matrix "
-            "of float32, float16 or bfloat16"
+            "of float32, float16, bfloat16 or float8_e4m3fn"
         )
     rows, depth = matrix.shape
     panels = -(-rows // width)
-    padded = matrix.new_zeros((panels * width, depth))
-    padded[:rows] = matrix
-    packed = padded.reshape(panels, width, depth).permute(0, 2, 1).contiguous()
-    return packed.view(_STORED[matrix.dtype])
+    stored = matrix.view(_STORED[matrix.dtype])
+    padded = torch.nn.functional.pad(stored, (0, 0, 0, panels * width - rows))
+    return padded.reshape(panels, width, depth).permute(0, 2, 1).contiguous()
 
 
 def unpack_panels(packed: torch.Tensor, rows: int) -> torch.Tensor:

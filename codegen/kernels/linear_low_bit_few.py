@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_low_bit_operands import Block, Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_operands import Operands, in_segments
+from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
 
 

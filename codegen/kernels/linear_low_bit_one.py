@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_low_bit_operands import BITS_OF_ZERO, Block, Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_operands import BITS_OF_ZERO, Operands, in_segments
+from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
 
 ROW = 0

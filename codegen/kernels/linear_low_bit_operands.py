@@ -10,6 +10,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear
+from planish.codegen.kernels.packed_blocks import Block, PackedBlocks
 from planish.codegen.tiles.float import STORAGE_DTYPES, Expr
 
 FLOAT_OF_ZERO, BITS_OF_ZERO = 1.5 * 2**23, 0x4B400000
@@ -20,13 +21,6 @@ small processors, additions have all.
 """
 SERIAL_CODES = 1 << 16
 """Fewer codes than this are summed sooner than a second thread wakes up."""
-
-
-class Block(NamedTuple):
-    """Positions in the packed weight: of the block to read now, and of one to request for later."""
-
-    this: Expr
-    later: Expr | None
 
 
 class Scaling(NamedTuple):
@@ -47,6 +41,7 @@ class Operands:
         self.codes = emit.argument("x_codes", (self.rows, config.in_features), "int8")
         self.x_scale = emit.argument("x_scale", (self.rows, 1), "float32")
         self.weight = emit.argument("weight", config.packed_shape, "uint8")
+        self.blocks = PackedBlocks(self.weight, self.layout, self.panels, self.groups, config.prefetch)
         self.bias = emit.argument("bias", (config.out_features,), "float32") if config.bias else None
         self.y = emit.argument("y", (self.rows, config.out_features), "float32")
 
@@ -89,12 +84,8 @@ class Operands:
         return spread
 
     def block(self, panel: Expr, group: Expr) -> Block:
-        """Where to read one block, and where the one that is due ``config.prefetch`` bytes later lies."""
-        this = emit.bind("block", panel * self.groups + group)
-        if self.config.prefetch == 0:
-            return Block(this, None)
-        distance, last = -(-self.config.prefetch // self.layout.block_bytes), self.panels * self.groups - 1
-        return Block(this, emit.bind("later", T.min(this + distance, emit.index(last))))
+        """Where to read one block, and where the one that is due later lies."""
+        return self.blocks.block(panel, group)
 
     def unpack(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
         """The weight operands of one step, one for each product."""
@@ -102,7 +93,7 @@ class Operands:
         parts: list[list[Expr]] = [[] for _ in range(self.layout.products)]
         for plane in self.layout.planes:
             for load in range(plane.loads):
-                packed = T.bind(self._packed(block, (first + load) * size, size))
+                packed = T.bind(self.blocks.read(block, (first + load) * size, size))
                 for field in range(plane.fields):
                     part = self._field(packed, field * plane.width, plane.width, plane.shift)
                     parts[load * plane.fields + field].append(part)
@@ -144,7 +135,7 @@ class Operands:
             return T.bind(T.shift_right(packed, T.broadcast(T.uint8(places), size)))
 
         for load in range(plane.loads):
-            packed = T.bind(self._packed(block, (first + load) * size, size))
+            packed = T.bind(self.blocks.read(block, (first + load) * size, size))
             half = shifted(packed, 4) if plane.width == 1 else None
             for at in range(0, 8, plane.width):
                 if half is not None and at >= 4:
@@ -166,14 +157,14 @@ class Operands:
         """Scales and zero points of one vector of columns in one block, as float32."""
         lanes, dtype = self.tile.lanes, self.config.encoding.scale_dtype
         size = lanes * self.layout.scale_bytes
-        stored = self._packed(block, self.layout.value_bytes + v * size, size)
+        stored = self.blocks.read(block, self.layout.value_bytes + v * size, size)
         name = str(dtype).removeprefix("torch.")
         vector = T.reinterpret(f"{STORAGE_DTYPES[name]}x{lanes}", stored)
         scales = T.bind(self.floats.widen(vector, name))
         if not self.layout.zero_points:
             return Scaling(scales, None)
         at = self.layout.value_bytes + self.layout.columns * self.layout.scale_bytes + v * lanes
-        zeros = T.cast(T.cast(self._packed(block, at, lanes), f"int32x{lanes}"), f"float32x{lanes}")
+        zeros = T.cast(T.cast(self.blocks.read(block, at, lanes), f"int32x{lanes}"), f"float32x{lanes}")
         return Scaling(scales, T.bind(zeros))
 
     def scaled(self, sums: Expr, dots: Expr, scaling: Scaling, total: Expr | None) -> Expr:
@@ -190,12 +181,6 @@ class Operands:
         if not self.config.sums_are_small:
             return T.bind(T.cast(dots, f"float32x{lanes}"))
         return T.bind(T.reinterpret(f"float32x{lanes}", dots) - self.floats.broadcast(T.float32(FLOAT_OF_ZERO)))
-
-    def _packed(self, block: Block, byte: Expr | int, size: int) -> Expr:
-        """``size`` bytes of a block, after a request for those in the same place of the later one."""
-        if block.later is not None:
-            emit.prefetch(self.weight, [block.later, byte])
-        return emit.load(self.weight, [block.this, byte], size)
 
     def store(self, row: Expr, column: Expr, sums: Expr) -> None:
         """Emit the last step for one vector of columns, leaving out those past the end."""

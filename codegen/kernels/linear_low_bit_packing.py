@@ -18,17 +18,20 @@ So one load, and a mask and a shift for each field, give the operands of several
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from planish.ir import Grouped, GroupedInt, TensorType
+from planish.ir import Encoding, Grouped, GroupedInt, TensorType
 
 SCALE_BYTES = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
 """Bytes of one scale."""
-LANE_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""For every supported depth, an integer as wide as the bytes one lane reads."""
+LANE_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""For every depth, an integer as wide as the bytes one lane reads."""
+DOT_DEPTHS = (2, 4, 8)
+"""Elements of the dot products that there are kernels for."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 """Widths of the planes of codes of so many bits, lowest bits first."""
 
@@ -47,8 +50,135 @@ class Plane:
         return 8 // self.width
 
 
+class BlockLayout(ABC):
+    """Blocks of codes and of what belongs to each group, whatever codes stand for.
+
+    Attributes:
+        lanes, depth: columns of one load, and its bytes of each.
+        vectors: vectors of columns in a panel.
+    """
+
+    lanes: int
+    depth: int
+    vectors: int
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of a code."""
+
+    @property
+    @abstractmethod
+    def group(self) -> int:
+        """Elements of a column in one block."""
+
+    @property
+    @abstractmethod
+    def scale_bytes(self) -> int:
+        """Bytes of one scale."""
+
+    @property
+    @abstractmethod
+    def zero_points(self) -> bool:
+        """Whether every group has one."""
+
+    @property
+    def products(self) -> int:
+        """Dot products in a step."""
+        return 8 // min(PLANES[self.bits])
+
+    @property
+    def planes(self) -> list[Plane]:
+        """The planes of a step, in order."""
+        widths = PLANES[self.bits]
+        return [Plane(w, sum(widths[:n]), self.products * w // 8) for n, w in enumerate(widths)]
+
+    @property
+    def columns(self) -> int:
+        """Output features in one panel."""
+        return self.vectors * self.lanes
+
+    @property
+    def steps(self) -> int:
+        """Steps in one block."""
+        return self.group // (self.depth * self.products)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one load."""
+        return self.lanes * self.depth
+
+    @property
+    def loads(self) -> int:
+        """Loads of one vector of columns in a step."""
+        return sum(plane.loads for plane in self.planes)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of the codes of one block; its scales begin there."""
+        return self.steps * self.vectors * self.loads * self.vector_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, scales and zero points included."""
+        return self.value_bytes + self.columns * (self.scale_bytes + self.zero_points)
+
+    def panels(self, out_features: int) -> int:
+        """Panels of a weight; the last one is padded."""
+        return -(-out_features // self.columns)
+
+    def packed_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
+        """(panels * groups, bytes of a block): the blocks of the first panel, then those of the second, and so on.
+
+        Raises:
+            ValueError: when the group does not divide ``in_features``.
+        """
+        if in_features % self.group:
+            raise ValueError(
+                f"a group of {self.group} does not divide the {in_features} input features of a low-bit linear layer: "
+                f"choose a group size that divides {in_features}"
+            )
+        return self.panels(out_features) * (in_features // self.group), self.block_bytes
+
+    def blocks(self, codes: torch.Tensor, of_groups: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Codes (N, K) and numbers (N, groups) in their order within a block, as uint8 of :meth:`packed_shape`."""
+        out_features, in_features = codes.shape
+        count, _ = self.packed_shape(out_features, in_features)
+        panels, groups = self.panels(out_features), in_features // self.group
+        padding = panels * self.columns - out_features
+
+        def of_group(field: torch.Tensor) -> torch.Tensor:
+            """(N, groups) to the bytes of each block."""
+            padded = torch.nn.functional.pad(field, (0, 0, 0, padding)).reshape(panels, self.columns, groups)
+            # A copy for certain: what is contiguous by having one column cannot be viewed as bytes.
+            return padded.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+        parts = [self._interleave(torch.nn.functional.pad(codes, (0, 0, 0, padding)), panels, groups)]
+        parts += [of_group(field) for field in of_groups]
+        return torch.cat(parts, dim=-1).reshape(count, self.block_bytes)
+
+    def _interleave(self, codes: torch.Tensor, panels: int, groups: int) -> torch.Tensor:
+        """Codes (panels * columns, K) in the order of the module's docstring: (panels, groups, value_bytes)."""
+        word = LANE_WORDS[self.depth]
+        shape = panels, self.vectors, self.lanes, groups, self.steps
+        of_planes = []
+        for plane in self.planes:
+            # Axes of the last group: load, field, byte of a lane.
+            cut = codes.reshape(*shape, plane.loads, plane.fields, self.depth)
+            mask = (1 << plane.width) - 1
+            # The fields of a byte are in their places; what overlaps no more can be added.
+            bytes_ = sum(
+                ((field >> plane.shift) & mask) << (number * plane.width) for number, field in enumerate(cut.unbind(-2))
+            )
+            # What one lane reads at once moves as one number: many times faster than byte by byte.
+            words = torch.as_tensor(bytes_).contiguous().view(word).squeeze(-1)
+            of_planes.append(words.permute(0, 3, 4, 1, 5, 2))
+        packed = torch.cat(of_planes, dim=4).contiguous()
+        return packed.view(torch.uint8).reshape(panels, groups, self.value_bytes)
+
+
 @dataclass(frozen=True)
-class LowBitLayout:
+class LowBitLayout(BlockLayout):
     """Where each element of a packed weight lies.
 
     Attributes:
@@ -70,7 +200,7 @@ class LowBitLayout:
         return self.signed and self.bits == 8
 
     def __post_init__(self) -> None:
-        if self.depth not in LANE_WORDS:
+        if self.depth not in DOT_DEPTHS:
             raise ValueError(
                 f"no low-bit linear kernel for dot products of {self.depth} elements: use a tile with a depth of 2, 4 or 8"
             )
@@ -83,77 +213,19 @@ class LowBitLayout:
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
-        return (self.encoding.grid.count - 1).bit_length()
+        return code_bits(self.encoding)
 
     @property
-    def products(self) -> int:
-        """Dot products in a step."""
-        return 8 // min(PLANES[self.bits])
-
-    @property
-    def planes(self) -> list[Plane]:
-        """The planes of a step, in order."""
-        widths = PLANES[self.bits]
-        return [Plane(w, sum(widths[:n]), self.products * w // 8) for n, w in enumerate(widths)]
-
-    @property
-    def zero_points(self) -> bool:
-        """Whether every group has one."""
-        return isinstance(self.encoding, GroupedInt) and self.encoding.zero_points
-
-    @property
-    def columns(self) -> int:
-        """Output features in one panel."""
-        return self.vectors * self.lanes
-
-    @property
-    def steps(self) -> int:
-        """Steps in one block."""
-        return self.encoding.group // (self.depth * self.products)
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of one load."""
-        return self.lanes * self.depth
-
-    @property
-    def loads(self) -> int:
-        """Loads of one vector of columns in a step."""
-        return sum(plane.loads for plane in self.planes)
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of the codes of one block; its scales begin there."""
-        return self.steps * self.vectors * self.loads * self.vector_bytes
+    def group(self) -> int:
+        return self.encoding.group
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of one scale."""
         return SCALE_BYTES[self.encoding.scale_dtype]
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of one block, scales and zero points included."""
-        return self.value_bytes + self.columns * (self.scale_bytes + self.zero_points)
-
-    def panels(self, out_features: int) -> int:
-        """Panels of a weight; the last one is padded."""
-        return -(-out_features // self.columns)
-
-    def packed_shape(self, out_features: int, in_features: int) -> tuple[int, int]:
-        """(panels * groups, bytes of a block): the blocks of the first panel, then those of the second, and so on.
-
-        Raises:
-            ValueError: when the group does not divide ``in_features``.
-        """
-        group = self.encoding.group
-        if in_features % group:
-            raise ValueError(
-                f"a group of {group} does not divide the {in_features} input features of a low-bit linear layer: "
-                f"choose a group size that divides {in_features}"
-            )
-        return self.panels(out_features) * (in_features // group), self.block_bytes
+    def zero_points(self) -> bool:
+        return has_zero_points(self.encoding)
 
     def pack(self, storage: Mapping[str, torch.Tensor], out_features: int, in_features: int) -> torch.Tensor:
         """The storage of a weight (N, K) in its encoding, as uint8 of :meth:`packed_shape`.
@@ -161,51 +233,39 @@ class LowBitLayout:
         Raises:
             ValueError: when its tensors are not those of such a weight.
         """
-        blocks, _ = self.packed_shape(out_features, in_features)
-        panels, groups = self.panels(out_features), in_features // self.encoding.group
-        self._check(storage, out_features, in_features)
-        padding = panels * self.columns - out_features
+        self.packed_shape(out_features, in_features)
+        check_storage(self.encoding, storage, out_features, in_features)
+        codes, of_groups = unpacked(self.encoding, storage, in_features)
+        return self.blocks(codes ^ 128 if self.lowered else codes, of_groups)
 
-        def of_group(field: torch.Tensor) -> torch.Tensor:
-            """(N, groups) to the bytes of each block."""
-            padded = torch.nn.functional.pad(field, (0, 0, 0, padding)).reshape(panels, self.columns, groups)
-            # A copy for certain: what is contiguous by having one column cannot be viewed as bytes.
-            return padded.transpose(1, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
-        codes = self.encoding.packing.unpack(storage["values"], in_features)
-        parts = [self._interleave(torch.nn.functional.pad(codes, (0, 0, 0, padding)), panels, groups)]
-        parts.append(of_group(storage["scales"]))
-        if self.zero_points:
-            parts.append(of_group(self.encoding.packing.unpack(storage["zeros"], groups)))
-        return torch.cat(parts, dim=-1).reshape(blocks, self.block_bytes)
+def code_bits(encoding: Grouped) -> int:
+    """Bits that hold any code of a grid."""
+    return (encoding.grid.count - 1).bit_length()
 
-    def _check(self, storage: Mapping[str, torch.Tensor], out_features: int, in_features: int) -> None:
-        wanted = self.encoding.layout(TensorType(torch.float32, (out_features, in_features)))
-        for field, type in wanted.items():
-            found = storage[field]
-            if (found.dtype, tuple(found.shape)) != (type.dtype, type.concrete({})):
-                raise ValueError(
-                    f"the {field} of a weight ({out_features}, {in_features}) encoded as {self.encoding} must be {type}, "
-                    f"not {found.dtype} {tuple(found.shape)}"
-                )
 
-    def _interleave(self, codes: torch.Tensor, panels: int, groups: int) -> torch.Tensor:
-        """Codes (panels * columns, K) in the order of the module's docstring: (panels, groups, value_bytes)."""
-        if self.lowered:
-            codes = codes ^ 128
-        word = LANE_WORDS[self.depth]
-        shape = panels, self.vectors, self.lanes, groups, self.steps
-        of_planes = []
-        for plane in self.planes:
-            # Axes of the last group: load, field, byte of a lane.
-            cut = codes.reshape(*shape, plane.loads, plane.fields, self.depth)
-            mask = (1 << plane.width) - 1
-            # The fields of a byte are in their places; what overlaps no more can be added.
-            bytes_ = sum(
-                ((field >> plane.shift) & mask) << (number * plane.width) for number, field in enumerate(cut.unbind(-2))
+def has_zero_points(encoding: Encoding) -> bool:
+    """Whether every group of an encoding has a zero point."""
+    return isinstance(encoding, GroupedInt) and encoding.zero_points
+
+
+def unpacked(
+    encoding: Grouped, storage: Mapping[str, torch.Tensor], in_features: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Codes (N, K) of a weight in its storage, and for each of its groups (N, groups) the scale, then the zero point."""
+    of_groups = [storage["scales"]]
+    if has_zero_points(encoding):
+        of_groups.append(encoding.packing.unpack(storage["zeros"], in_features // encoding.group))
+    return encoding.packing.unpack(storage["values"], in_features), of_groups
+
+
+def check_storage(encoding: Encoding, storage: Mapping[str, torch.Tensor], out_features: int, in_features: int) -> None:
+    """Raise ValueError unless the tensors are those of a weight (N, K) in that encoding."""
+    wanted = encoding.layout(TensorType(torch.float32, (out_features, in_features)))
+    for field, type in wanted.items():
+        found = storage[field]
+        if (found.dtype, tuple(found.shape)) != (type.dtype, type.concrete({})):
+            raise ValueError(
+                f"the {field} of a weight ({out_features}, {in_features}) encoded as {encoding} must be {type}, "
+                f"not {found.dtype} {tuple(found.shape)}"
             )
-            # What one lane reads at once moves as one number: many times faster than byte by byte.
-            words = torch.as_tensor(bytes_).contiguous().view(word).squeeze(-1)
-            of_planes.append(words.permute(0, 3, 4, 1, 5, 2))
-        packed = torch.cat(of_planes, dim=4).contiguous()
-        return packed.view(torch.uint8).reshape(panels, groups, self.value_bytes)

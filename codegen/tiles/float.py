@@ -17,6 +17,8 @@ Expr: TypeAlias = Any
 
 STORAGE_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 """How the elements of a logical dtype lie in a kernel's buffers: bfloat16 as its bits, since many runtimes lack it."""
+E4M3 = "float8_e4m3fn"
+"""The eight-bit float that weights are stored in, as its bits (uint8), never NaN."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class FloatTile(ABC):
         lanes: float32 elements in one vector.
         registers: vector registers a kernel may hold at once.
         features: the processor features the emitted instructions need, in the target's own vocabulary.
+        entries: of the table from which :meth:`lookup` takes one number for each lane; 0 where nothing does so.
     """
 
     name: str
     lanes: int
     registers: int
     features: frozenset[str]
+    entries: int = 0
 
     @abstractmethod
     def fma(self, a: Expr, b: Expr, c: Expr) -> Expr:
@@ -45,7 +49,7 @@ class FloatTile(ABC):
 
     @abstractmethod
     def widen(self, vector: Expr, dtype: str) -> Expr:
-        """A vector in the storage of the logical ``dtype`` (see STORAGE_DTYPES), as float32; the value is kept."""
+        """A vector in the storage of the logical ``dtype`` (STORAGE_DTYPES or E4M3), as float32; the value is kept."""
 
     @abstractmethod
     def load_first(self, pointer: Expr, count: Expr) -> Expr:
@@ -60,3 +64,7 @@ class FloatTile(ABC):
 
         ``count`` is any int32, read as in :meth:`load_first`.
         """
+
+    def lookup(self, table: Expr, places: Expr) -> Expr:
+        """``table[place % entries]`` for every lane, of a vector of :attr:`entries` float32 and one of int32 places."""
+        raise ValueError(f"the tile {self.name} looks nothing up in a table")

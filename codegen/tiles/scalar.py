@@ -9,7 +9,8 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import current
 from planish.codegen.pointwise.dtypes import loaded
-from planish.codegen.tiles.float import STORAGE_DTYPES, Expr, FloatTile
+from planish.codegen.tiles.float import E4M3, STORAGE_DTYPES, Expr, FloatTile
+from planish.codegen.tiles.small_floats import e4m3
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ScalarTile(FloatTile):
         return scalar
 
     def widen(self, vector: Expr, dtype: str) -> Expr:
+        if dtype == E4M3:
+            return e4m3(vector)
         if dtype not in STORAGE_DTYPES:
             raise ValueError(f"the tile {self.name} cannot widen {dtype}: use one of {', '.join(STORAGE_DTYPES)}")
         return loaded(vector, getattr(torch, dtype))

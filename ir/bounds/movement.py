@@ -8,7 +8,7 @@ import torch
 
 from planish.ir.bounds.mode import Call, NoBound, errors_in_place_of_values, rule, wide
 from planish.ir.bounds.order import blended
-from planish.ir.bounds.rounding import unit_roundoff
+from planish.ir.bounds.rounding import UNIT, unit_roundoff
 
 MOVEMENTS = (
     "alias.default view.default _unsafe_view.default reshape.default _reshape_alias.default permute.default "
@@ -80,6 +80,8 @@ def _range(call: Call) -> Any:
 @rule("_to_copy.default")
 def _cast(call: Call) -> Any:
     x, target = call["self"], call.dtype
+    if target.is_floating_point and target not in UNIT:
+        raise NoBound(f"a float of eight bits is a code, and rounding could turn the choice of one ({target})")
     error = call.mode.error(x)
     if not target.is_floating_point and x.dtype.is_floating_point:
         return None if error is None else _cast_to_integer(call, error)

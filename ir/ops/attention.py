@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
+from planish.ir.encodings import Encoding, Float8, GroupedInt, require_rows, rounded
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
 from planish.ir.types import Dim, TensorType, as_dim, same_dim
@@ -179,10 +180,15 @@ class CacheAppend(Op):
 
     cache [batch, capacity, ...], new [batch, tokens, ...] with the same trailing axes, start and length i64 [batch].
     Tokens that would fall beyond the capacity are an error of the caller; evaluation raises IndexError.
+
+    With an encoding, which must hold each row of the last axis by itself, what is written is the new rows as that
+    encoding holds them: encoded and decoded. Rows already there are not touched, so how tokens were split over calls
+    does not show.
     """
 
     name: ClassVar[str] = "cache_append"
     operand_names: ClassVar[tuple[str, ...]] = ("cache", "new", "start", "length")
+    encoding: Encoding | None = None
 
     def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
         cache, new, start, length = operands
@@ -193,6 +199,8 @@ class CacheAppend(Op):
         self.expect(trailing and same_dim(cache.shape[0], new.shape[0]), f"{new} cannot be appended to {cache}")
         for name, operand in (("start", start), ("length", length)):
             self.expect(operand == TensorType(torch.int64, cache.shape[:1]), f"{name} must be i64[{cache.shape[0]}]")
+        if self.encoding is not None:
+            require_rows(self.encoding, new)
         return (cache,)
 
     def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -200,14 +208,18 @@ class CacheAppend(Op):
         assert cache is not None and new is not None and start is not None and length is not None
         token = torch.arange(new.shape[1])
         row, index = torch.nonzero(token < length.unsqueeze(1), as_tuple=True)
-        result = cache.clone()
-        result[row, start[row] + index] = new[row, index]
+        result, written = cache.clone(), new[row, index]
+        if self.encoding is not None and written.numel():
+            written = rounded(self.encoding, written)
+        result[row, start[row] + index] = written
         return (result,)
 
     def axes(self, *operands: TensorType | None) -> AxisRule:
         cache = operands[0]
         assert cache is not None
-        trailing = [AxisTie(n, a, 0, a) for n in (0, 1) for a in range(2, cache.rank)]
+        # Elements of a row share a scale.
+        last = cache.rank if self.encoding is None else cache.rank - 1
+        trailing = [AxisTie(n, a, 0, a) for n, end in ((0, cache.rank), (1, last)) for a in range(2, end)]
         return AxisRule((*(AxisTie(n, 0, 0, 0) for n in range(4)), AxisTie(0, 1, 0, 1), *trailing))
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
@@ -219,9 +231,12 @@ class CacheAppend(Op):
     def sample(cls, choose: Chooser) -> Sample:
         dtype, batch, tokens = choose_float(choose), choose.integer(1, 3), choose.integer(1, 4)
         trailing = tuple(choose.integer(1, 3) for _ in range(choose.integer(0, 2)))
+        size = trailing[-1] if trailing else 1
+        encodings = [None, GroupedInt(8, size), GroupedInt(4, size, torch.float32, zero_points=True), Float8()]
+        encoding = choose.choice(encodings) if trailing else None
         cache = TensorType(dtype, (batch, tokens + choose.integer(0, 4), *trailing))
         row = TensorType(torch.int64, (batch,))
-        return Sample(cls(), (cache, TensorType(dtype, (batch, tokens, *trailing)), row, row))
+        return Sample(cls(encoding), (cache, TensorType(dtype, (batch, tokens, *trailing)), row, row))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Parsing the text form.
 
     module   = { "metadata" name "=" attribute | state | param | function }
-    state    = "state" $name ":" type
+    state    = "state" $name ":" type [ "as" encoding "{" attributes "}" ]
     param    = "param" @name ":" type "as" encoding "{" attributes "}" [ "sha256" digest ]
     function = "func" @name "(" %name ":" type, ... ")" "->" "(" name ":" type, ... ")" "{" { node } return "}"
     node     = [ %name ":" type, ... "=" ] operation "(" operands ")" [ "{" attributes "}" ] [ "//" source ]
@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from planish.ir.encodings import ENCODINGS
+from planish.ir.encodings import ENCODINGS, Encoding
 from planish.ir.errors import IRError
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, StateRef, Value
 from planish.ir.op import Op
@@ -92,7 +92,9 @@ class _Parser:
     def _state(self) -> None:
         name, _ = self._new_name("a state", "$", self.states)
         self.scanner.expect(":", "the name of the state")
-        self.states[name] = State(name, self.expressions.tensor_type())
+        type = self.expressions.tensor_type()
+        encoding = self._encoding() if self.scanner.accept_word("as") else None
+        self.states[name] = State(name, type, encoding)
 
     def _param(self) -> None:
         scanner = self.scanner
@@ -100,12 +102,7 @@ class _Parser:
         scanner.expect(":", "the name of the parameter")
         type = self.expressions.tensor_type()
         scanner.expect("as", "the type of the parameter")
-        at = scanner.skip()
-        kind = scanner.name("the name of an encoding")
-        if kind not in ENCODINGS:
-            raise scanner.error(f"no encoding is called {kind!r}; known are {', '.join(ENCODINGS)}", at)
-        scanner.expect("{", "the name of the encoding")
-        encoding = self.expressions.record(ENCODINGS[kind], "}", at)
+        encoding = self._encoding()
         digest = None
         if scanner.accept_word("sha256"):
             digest = scanner.match(_DIGEST)
@@ -113,6 +110,16 @@ class _Parser:
                 raise scanner.error("a digest is 64 hexadecimal digits")
         declared = Param(name, type, encoding, Missing(name, digest))
         self.params[name] = declared if self.weights is None else self._weight(declared, digest, start)
+
+    def _encoding(self) -> Encoding:
+        scanner = self.scanner
+        at = scanner.skip()
+        kind = scanner.name("the name of an encoding")
+        if kind not in ENCODINGS:
+            raise scanner.error(f"no encoding is called {kind!r}; known are {', '.join(ENCODINGS)}", at)
+        scanner.expect("{", "the name of the encoding")
+        encoding: Encoding = self.expressions.record(ENCODINGS[kind], "}", at)
+        return encoding
 
     def _weight(self, declared: Param, digest: str | None, start: int) -> Param:
         assert self.weights is not None

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from planish.ir.dims import quote
+from planish.ir.encodings import Encoding
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, State, Value
 from planish.ir.op import Op
 from planish.ir.ops.aten import Aten, Slot
@@ -187,11 +188,14 @@ def print_module(module: Module, *, digests: bool = False) -> str:
 
 
 def _state(state: State) -> str:
-    return f"state {format_name('$', state.name)}: {state.type}"
+    encoding = "" if state.encoding is None else f" as {_encoding(state.encoding)}"
+    return f"state {format_name('$', state.name)}: {state.type}{encoding}"
+
+
+def _encoding(encoding: Encoding) -> str:
+    return f"{encoding.name} {{{format_keywords(encoding.attributes())}}}"
 
 
 def _param(param: Param, digests: bool) -> str:
-    encoding = param.encoding
-    attributes = format_keywords(encoding.attributes())
-    text = f"param {format_name('@', param.name)}: {param.type} as {encoding.name} {{{attributes}}}"
+    text = f"param {format_name('@', param.name)}: {param.type} as {_encoding(param.encoding)}"
     return f"{text} sha256 {param.digest()}" if digests else text

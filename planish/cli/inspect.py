@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from planish.cli.output import JSON, megabytes, print_json, table
@@ -74,6 +77,7 @@ def _artifact(folder: Path, text: bool, json: bool) -> None:
     sizes = [(name, megabytes(facts["bytes"])) for name, facts in manifest["files"].items()]
     table("Files", ("file", "size"), sizes)
     table("Built for", ("", ""), [("target", manifest["target"]["name"]), ("planish", manifest["planish"])])
+    _states(manifest)
     for function, report in manifest["report"]["functions"].items():
         sizes_here = ", ".join(f"{symbol}={size}" for symbol, size in report["sizes"].items())
         table(
@@ -84,3 +88,21 @@ def _artifact(folder: Path, text: bool, json: bool) -> None:
                 for s in report["steps"]
             ],
         )
+
+
+def _states(manifest: Mapping[str, Any]) -> None:
+    """What a session remembers, and what that takes for the sizes of the reports."""
+    from planish.codegen.runtime.sizes import parse_type
+
+    sizes: dict[str, int] = {}
+    for report in manifest["report"]["functions"].values():
+        sizes.update(report["sizes"])
+    rows = []
+    for name, state in manifest["states"].items():
+        memory = parse_type(state["memory"])
+        nbytes = math.prod(memory.shape(sizes)) * np.dtype(memory.stored).itemsize
+        rows.append((name, state["type"], state["encoding"], nbytes))
+    if rows:
+        held = ", ".join(f"{symbol}={sizes[symbol]}" for symbol in ("B", "C") if symbol in sizes)
+        rows.append(("all", "", "", sum(row[-1] for row in rows)))
+        table(f"States ({held})", ("state", "tensor", "held as", "bytes"), rows)

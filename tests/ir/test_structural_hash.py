@@ -14,7 +14,9 @@ from hypothesis import given
 from planish.ir import (
     Computed,
     Dense,
+    Float8,
     Function,
+    GroupedInt,
     InFile,
     InMemory,
     Module,
@@ -142,6 +144,13 @@ def test_storage_counts_by_identity_and_big_files_are_not_read() -> None:
     assert len(set(hashes)) == len(hashes)
     assert with_source(lambda p: replace(p, source=InMemory(values))) == hashes[0], "the same bytes in memory"
     assert with_source(lambda p: replace(p, source=compute)) == hashes[5]
+
+
+def test_how_a_state_is_held_is_seen() -> None:
+    kind = TensorType(torch.float32, (2, 3, 8))
+    encodings = [None, Dense(torch.float32), GroupedInt(8, 8), GroupedInt(8, 4), GroupedInt(4, 8), Float8()]
+    hashes = {structural_hash(Module({}, {}, {"s": State("s", kind, encoding)})) for encoding in encodings}
+    assert len(hashes) == len(encodings)
 
 
 def test_an_unused_state_is_seen() -> None:

@@ -31,9 +31,10 @@ from planish.ir import (
     print_module,
     structural_hash,
     symbol,
+    verify,
 )  # fmt: skip
 from planish.ir.attributes import attribute_key
-from planish.ir.encodings import GroupedInt
+from planish.ir.encodings import Float8, GroupedInt
 from planish.ir.ops import Aten, Linear, RmsNorm, Slot
 from planish.ir.text import printer
 from planish.ir.text.attributes import format_attribute
@@ -153,6 +154,28 @@ def test_the_text_is_what_the_page_shows() -> None:
     assert print_module(parse_module(TEXT)) == plain
     assert str(parse_module(TEXT)) == plain
     assert str(parse_module(TEXT).functions["forward"]) == plain[plain.index("func") :]
+
+
+HELD = """\
+state $cache: f32[B, C, 2] as grouped_int {bits = 8, group = 2, scale_dtype = bf16, zero_points = true}
+state $floats: f32[B, C, 1, 4] as float8 {scaled = "row"}
+
+func @forward(%x: f32[B, S, 2], %start: i64[B], %length: i64[B]) -> () {
+  %0: f32[B, C, 2] = cache_append($cache, %x, %start, %length) {encoding = GroupedInt(bits = 8, group = 2, scale_dtype = bf16, zero_points = true)}
+  return update $cache = %0
+}
+"""  # noqa: E501
+
+
+def test_how_states_are_held_is_kept() -> None:
+    module = parse_module(HELD)
+    verify(module)
+    assert print_module(module) == HELD
+    assert module.states["cache"].encoding == GroupedInt(8, 2, torch.bfloat16, zero_points=True)
+    assert module.states["floats"].encoding == Float8()
+    check_round_trip(module)
+    with pytest.raises(IRError, match="no encoding is called 'sparse'"):
+        parse_module(HELD.replace("as float8", "as sparse"))
 
 
 ERRORS = [

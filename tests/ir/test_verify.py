@@ -57,6 +57,46 @@ def test_all_faults_are_listed(data: st.DataObject) -> None:
     assert all(re.search(CORRUPTIONS[name][0], message) for name in (first, second))
 
 
+HELD = """\
+state $cache: f32[B, C, 2, 8] as grouped_int {bits = 8, group = 8, scale_dtype = f16, zero_points = false}
+func @forward(%x: f32[B, S, 2, 8], %start: i64[B], %length: i64[B]) -> () {
+  %0: f32[B, C, 2, 8] = cache_append($cache, %x, %start, %length) {encoding = GroupedInt(bits = 8, group = 8)}
+  %1: f32[B, C, 2, 8] = cache_append(%0, %x, %start, %length) {encoding = GroupedInt(bits = 8, group = 8)}
+  %2: f32[B, C, 2, 8] = aten.neg.default(%1)
+  return update $cache = %1
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("($cache, %x, %start, %length) {encoding = GroupedInt(bits = 8, group = 8)}", "($cache, %x, %start, %length)",
+         "it appends rows as None to the state 'cache', held as int8g8sf16"),
+        ("($cache, %x, %start, %length) {encoding = GroupedInt(bits = 8",
+         "($cache, %x, %start, %length) {encoding = GroupedInt(bits = 4", "it appends rows as int4g8sf16 to the state"),
+        ("(%0, %x, %start, %length) {encoding = GroupedInt(bits = 8, group = 8)}", "(%0, %x, %start, %length)",
+         "the update of state 'cache': it is held as int8g8sf16, so it must be what cache_append"),
+        ("$cache = %1", "$cache = %2", "the update of state 'cache': it is held as int8g8sf16"),
+        (" as grouped_int {bits = 8, group = 8, scale_dtype = f16, zero_points = false}", "",
+         "it appends rows as int8g8sf16 to the state 'cache', held as None"),
+        ("as grouped_int {bits = 8, group = 8, scale_dtype = f16, zero_points = false}", 'as float8 {scaled = "tensor"}',
+         "float8-tensor has 'scales' for more than one row"),
+        ("as grouped_int {bits = 8, group = 8", "as grouped_int {bits = 8, group = 3", "a group of 3 does not divide"),
+    ],
+)  # fmt: skip
+def test_what_a_state_holds_was_rounded_for_it(old: str, new: str, sentence: str) -> None:
+    verify(parse_module(HELD))
+    assert HELD.count(old) == 1
+    assert sentence in refusal(parse_module(HELD.replace(old, new)))
+
+
+def test_rows_need_a_fixed_size_of_floats() -> None:
+    for kind in ("f32[B, C]", "f32[B, C, N]", "i64[B, C, 8]"):
+        text = f"state $cache: {kind} as grouped_int {{bits = 8, group = 8, scale_dtype = f16, zero_points = false}}\n"
+        assert "holds rows of floats [batch, tokens, ..., size] of a fixed size" in refusal(parse_module(text))
+
+
 def test_a_fault_shows_source_line_and_caret() -> None:
     x = Value(TensorType(torch.float32, (2, 3)), "x")
     weight = Value(TensorType(torch.float32, (4, 5)), "weight")

@@ -14,12 +14,16 @@ import torch
 from planish.ir import (
     Builder,
     Dense,
+    Encoding,
+    Float8,
     Function,
     Grouped,
     GroupedInt,
     InMemory,
     Levels,
     Module,
+    MxFp4,
+    NvFp4,
     Op,
     Param,
     ParamRef,
@@ -95,7 +99,7 @@ def weight(name: str, *shape: int, stored: torch.dtype = F32) -> Param:
     return Param(name, tensor(*shape), Dense(stored), InMemory({"values": values}))
 
 
-def encoded(name: str, rows: int, columns: int, encoding: Grouped, unit: bool = False) -> Param:
+def encoded(name: str, rows: int, columns: int, encoding: Encoding, unit: bool = False) -> Param:
     """A weight in few bits; with `unit` all scales are 1, so that results are the integer sums themselves."""
     storage = dict(encoding.encode(torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))))
     if unit:
@@ -173,6 +177,29 @@ INTEGERS: dict[str, Case] = {
 }
 
 
+# Linear layers on floats with an encoded weight: one row, few and many of them.
+DECODED: dict[str, Case] = {
+    f"linear_{encoding}_{rows}": Case(
+        Linear(),
+        (
+            tensor(rows, 96),
+            encoded(f"{encoding}.decoded", 37, 96, encoding),
+            None if encoding == MxFp4() else weight(f"{encoding}.decoded.bias", 37),
+        ),
+    )
+    for encoding, rows in (
+        (GroupedInt(4, 32), 1),
+        (GroupedInt(4, 32), 9),
+        (GroupedInt(3, 96, torch.bfloat16, True), 3),
+        (Levels("ternary", 32), 9),
+        (NvFp4(), 1),
+        (NvFp4(), 9),
+        (MxFp4(), 2),
+        (Float8(), 1),
+        (Float8(), 9),
+    )
+}
+
 # Every other encoding that linear layers have, with one row and with many.
 LOW_BITS: dict[str, Case] = {
     f"{encoding}_{rows}": low_bit_linear(rows, 37, 192, encoding, unit=False)
@@ -204,4 +231,4 @@ def drawn(names: Sequence[str], count: int) -> dict[str, Case]:
 @cache
 def everything() -> dict[str, Case]:
     without_weights = ["attention", "gated_activation", "last_token", "positions"]
-    return {**CASES, **INTEGERS, **drawn(sorted(ATEN_SAMPLES), 1), **drawn(without_weights, 2)}
+    return {**CASES, **INTEGERS, **DECODED, **drawn(sorted(ATEN_SAMPLES), 1), **drawn(without_weights, 2)}

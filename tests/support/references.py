@@ -133,8 +133,33 @@ def _cache_append(op: Any, cache: Array, new: Array, start: Array, length: Array
     y = cache.copy()
     for b in range(cache.shape[0]):
         for i in range(int(length[b])):
-            y[b, int(start[b]) + i] = new[b, i]
+            rows = new[b, i] if op.encoding is None else np.apply_along_axis(_held, -1, new[b, i], op.encoding)
+            y[b, int(start[b]) + i] = rows
     return (y,)
+
+
+def _held(row: Array, encoding: Any) -> Array:
+    """A row on the grid that its largest elements choose: integers, integers from a zero point, or floats of eight bits."""
+    if encoding.name == "float8":
+        scale = np.float64(np.float32(np.abs(row).max() / 448)) or 1.0
+        grid = np.array(
+            [m * 2.0**-9 for m in range(8)] + [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)]
+        )
+        distance = np.abs(np.abs(row / scale)[:, None] - grid[:127])
+        # Halfway between two, the even one.
+        nearest = [min(np.flatnonzero(d == d.min()), key=lambda n: n % 2) for d in distance]
+        held: Array = np.sign(row) * grid[nearest] * scale
+        return held
+    kept: Any = {"torch.float16": np.float16, "torch.float32": np.float32}[str(encoding.scale_dtype)]
+    if encoding.zero_points:
+        low, high = min(0.0, row.min()), max(0.0, row.max())
+        scale, first, last = float(kept((high - low) / (2**encoding.bits - 1))), 0, 2**encoding.bits - 1
+        zero = np.rint(-low / scale) if scale else 0.0
+    else:
+        first, last, zero = -(2 ** (encoding.bits - 1)), 2 ** (encoding.bits - 1) - 1, 0.0
+        scale = float(kept(row[np.abs(row).argmax()] / first))
+    levels = np.clip(np.rint(row / scale) + zero, first, last) - zero if scale else 0 * row
+    return levels * scale
 
 
 def _last_token(op: Any, x: Array, length: Array) -> tuple[Array, ...]:

@@ -8,6 +8,7 @@ element depend on its row and its column alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,22 +29,68 @@ _RUN = 16
 _WORDS = _RUN // 4
 
 
+class Matrix(ABC):
+    """W as a warp reads it, in runs.
+
+    Attributes:
+        run: neighbouring elements that a lane reads at once: 1, or a divisor of K, and then at most 16.
+        words: registers (uint32) that hold a run.
+    """
+
+    run: int
+    words: int
+
+    @abstractmethod
+    def read(self, block: Block, registers: Registers, at: int, column: Expr, k: Expr) -> None:
+        """Within a phase: begin to read the run from step k (int64, less than K) of a column on."""
+
+    @abstractmethod
+    def value(self, registers: Registers, at: int, of_run: int) -> Expr:
+        """One element of a run that was read, as float32; 0, or anything finite, where the registers are 0."""
+
+
+class DenseMatrix(Matrix):
+    """W element by element, bfloat16 as its bits; rows of whole runs are aligned to them.
+
+    Args:
+        weight: (N, K).
+        dtype: logical dtype of its elements.
+        depth: K.
+    """
+
+    def __init__(self, weight: Any, dtype: torch.dtype, depth: int) -> None:
+        self.weight, self.dtype = weight, dtype
+        whole = _RUN // dtype.itemsize
+        self.run, self.words = (whole, _WORDS) if depth % whole == 0 else (1, 1)
+
+    def read(self, block: Block, registers: Registers, at: int, column: Expr, k: Expr) -> None:
+        if self.run == 1:
+            registers[at] = T.reinterpret("uint32", loaded(self.weight[column, k], self.dtype))
+        else:
+            block.load_vector(registers, at, _WORDS, self.weight, (column, k))
+
+    def value(self, registers: Registers, at: int, of_run: int) -> Expr:
+        if self.run == 1 or self.dtype == torch.float32:
+            return T.reinterpret("float32", registers[at + of_run])
+        word = registers[at + of_run * self.dtype.itemsize // 4]
+        half = T.cast(T.shift_right(word, T.uint32(of_run % 2 * 16)), "uint16")
+        return loaded(T.reinterpret("float16", half) if self.dtype == torch.float16 else half, self.dtype)
+
+
 @dataclass(frozen=True)
 class FewRows:
     """One launch.
 
     Attributes:
         x: (M, K) float32.
-        weight: (N, K), bfloat16 as its bits, rows aligned to 16 bytes if they are multiples of it.
-        dtype: logical dtype of the weight.
+        matrix: W, (N, K).
         rows, columns, depth: M, N and K.
         height: rows for which there are registers, at least M.
         store: emits the store of ``(row, column, value)``.
     """
 
     x: Any
-    weight: Any
-    dtype: torch.dtype
+    matrix: Matrix
     rows: Expr | int
     columns: int
     depth: int
@@ -53,8 +100,7 @@ class FewRows:
     @property
     def run(self) -> int:
         """Neighbouring elements of W that a lane reads at once."""
-        whole = _RUN // self.dtype.itemsize
-        return whole if self.depth % whole == 0 else 1
+        return self.matrix.run
 
     @property
     def runs(self) -> int:
@@ -96,8 +142,7 @@ class _Warps:
         self.first = math.hold(T.cast(block.index[0], "int32") * (block.threads // WARP * COLUMNS))
         self.x = block.shared("x_piece", 2 * rows.height * rows.row_size)
         self.sums = block.registers("sums", rows.height * COLUMNS)
-        dtype, count = ("uint32", _WORDS) if rows.run > 1 else ("float32", 1)
-        self.waiting = block.registers("waiting", COLUMNS * rows.runs * count, dtype)
+        self.waiting = block.registers("waiting", COLUMNS * rows.runs * rows.matrix.words, "uint32")
 
     def emit(self) -> None:
         rows = self.rows
@@ -130,21 +175,17 @@ class _Warps:
                 self._read_run(number * rows.runs + of_piece, column, k)
 
     def _read_run(self, number: int, column: Expr, k: Expr) -> None:
-        rows, whole = self.rows, self.rows.depth % self.rows.piece == 0
-        if rows.run == 1:
-            value = loaded(rows.weight[_long(column), _long(k)], rows.dtype)
-            self.waiting[number] = value if whole else T.if_then_else(k < rows.depth, value, T.float32(0))
-            return
-        at = number * _WORDS
+        rows, words = self.rows, self.rows.matrix.words
+        at = number * words
 
         def read() -> None:
-            self.block.load_vector(self.waiting, at, _WORDS, rows.weight, (_long(column), _long(k)))
+            rows.matrix.read(self.block, self.waiting, at, _long(column), _long(k))
 
         def clear() -> None:
-            for word in range(_WORDS):
+            for word in range(words):
                 self.waiting[at + word] = T.uint32(0)
 
-        emit.branch(whole or k < rows.depth, read, clear)
+        emit.branch(rows.depth % rows.piece == 0 or k < rows.depth, read, clear)
 
     def _share(self, thread: Expr, begin: Expr, buffer: Expr) -> None:
         """Copy a piece of x, zeros past its edges."""
@@ -169,21 +210,14 @@ class _Warps:
         for step in range(rows.runs * rows.run):
             x = [math.hold(self.x[first + (row * rows.row_size + step * rows.pitch)]) for row in range(rows.height)]
             for number in range(COLUMNS):
-                weight = math.hold(self._weight(number * rows.runs + step // rows.run, step % rows.run))
+                weight = math.hold(self._element(number * rows.runs + step // rows.run, step % rows.run))
                 for row in range(rows.height):
                     at = row * COLUMNS + number
                     self.sums[at] = math.fma(x[row], weight, self.sums[at])
 
-    def _weight(self, run: int, of_run: int) -> Expr:
-        """One element of a run that was read, as float32."""
-        rows = self.rows
-        if rows.run == 1:
-            return self.waiting[run]
-        word = self.waiting[run * _WORDS + of_run * rows.dtype.itemsize // 4]
-        if rows.dtype == torch.float32:
-            return T.reinterpret("float32", word)
-        half = T.cast(T.shift_right(word, T.uint32(of_run % 2 * 16)), "uint16")
-        return loaded(T.reinterpret("float16", half) if rows.dtype == torch.float16 else half, rows.dtype)
+    def _element(self, run: int, of_run: int) -> Expr:
+        matrix = self.rows.matrix
+        return matrix.value(self.waiting, run * matrix.words, of_run)
 
     def _finish(self) -> None:
         rows, total = self.rows, self.block.registers("total", 1)

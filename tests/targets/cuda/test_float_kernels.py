@@ -18,10 +18,16 @@ from planish.codegen.runtime.executable import Executable
 from planish.ir import (
     Builder,
     Dense,
+    Encoding,
+    Float8,
     Function,
+    GroupedInt,
     InMemory,
     Interpreter,
+    Levels,
     Module,
+    MxFp4,
+    NvFp4,
     Op,
     Param,
     ParamRef,
@@ -88,6 +94,21 @@ def linear(name: str, rows: object, ins: int, outs: int, stored: torch.dtype, *c
     return Case(Linear(), operands, tuple({"M": rows} for rows in calls) or ({},))
 
 
+def decoded(encoding: Encoding, rows: object, ins: int, outs: int, *calls: int) -> Case:
+    """A linear layer on codes whose scales are 1."""
+    name = f"{encoding}.{outs}.{ins}"
+    storage = dict(encoding.encode(torch.randn(outs, ins, generator=torch.Generator().manual_seed(ins))))
+    one = {"nvfp4": 0x38, "mxfp4": 127}.get(encoding.name, 1)
+    storage["scales"] = torch.full_like(storage["scales"], one)
+    if "tensor_scale" in storage:
+        storage["tensor_scale"] = torch.ones(())
+    if isinstance(encoding, Float8):
+        storage["values"] = torch.randint(-4, 5, (outs, ins)).to(torch.float8_e4m3fn).view(torch.uint8)
+    param = Param(f"{name}.weight", tensor(outs, ins), encoding, InMemory(storage))
+    bias = weight(f"{name}.bias", outs) if outs % 2 else None
+    return Case(Linear(), (tensor(rows, ins), param, bias), tuple({"M": rows} for rows in calls) or ({},))
+
+
 def product(*a: object, columns: object, calls: tuple[dict[str, int], ...] = ({},)) -> Case:
     return Case(aten("bmm.default", Slot(0), Slot(1)), (tensor(*a), tensor(a[0], a[2], columns)), calls)
 
@@ -122,6 +143,15 @@ PRODUCTS: dict[str, Case] = {
     "linear_few": linear("linear_few", 3, 300, 19, F32),
     "linear_few_halves": linear("linear_few_halves", 7, 328, 19, F16),
     "linear_symbolic": linear("linear_symbolic", M, 72, 41, BF16, 1, 2, 4, 5, 8, 9, 70, 128 * 264),
+    # Codes in words, and one by one.
+    "decoded_four_bits": decoded(GroupedInt(4, 32), M, 96, 37, 1, 2, 5, 17),
+    "decoded_zero_points": decoded(GroupedInt(2, 16, F16, True), 1, 48, 20),
+    "decoded_three_bits": decoded(GroupedInt(3, 20, BF16, True), 9, 60, 7),
+    "decoded_trits": decoded(Levels("ternary", 32), 3, 96, 19),
+    "decoded_nvfp4": decoded(NvFp4(), M, 80, 37, 1, 2, 5, 17),
+    "decoded_mxfp4": decoded(MxFp4(), 9, 96, 16),
+    "decoded_eight_bits": decoded(Float8("row"), 2, 48, 37),
+    "decoded_eight_bits_odd": decoded(Float8("tensor"), 9, 37, 12),
     "convolution": convolution("convolution", (2, 3, 9, 13), (25, 3, 3, 3), stride=(2, 1), padding=(1, 2)),
     "convolution_groups": convolution(
         "groups", (B, 8, 10, 9), (32, 4, 2, 3), groups=2, padding=(2, 0), dilation=(2, 2)

@@ -10,7 +10,8 @@ import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.tiles.float import STORAGE_DTYPES, FloatTile
+from planish.codegen.tiles.float import E4M3, STORAGE_DTYPES, FloatTile
+from planish.targets.arm.float_tiles import NEON
 from planish.testing.float_kernels import TILES, compile_kernel, fma, gaussian
 
 by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
@@ -37,6 +38,41 @@ def test_fma_rounds_once(tile: FloatTile) -> None:
     run(tile, body, a, b, c, y)
     assert torch.equal(y, torch.from_numpy(fma(a.numpy(), b.numpy(), c.numpy())))
     assert not torch.equal(y, a * b + c)
+
+
+@by_tile
+def test_lookup_takes_places_by_their_lowest_bits(tile: FloatTile) -> None:
+    count = 4 * tile.lanes
+
+    def body() -> None:
+        places, table = emit.argument("places", (count,), "int32"), emit.argument("table", (tile.entries,), "float32")
+        y = emit.argument("y", (count,), "float32")
+        with emit.loop("i", count // tile.lanes) as i:
+            found = tile.lookup(emit.load(table, [0], tile.entries), emit.load(places, [i * tile.lanes], tile.lanes))
+            emit.store(y, [i * tile.lanes], found, tile.lanes)
+
+    places = torch.randint(-(2**31), 2**31 - 1, (count,), generator=torch.Generator().manual_seed(4)).to(torch.int32)
+    table, y = gaussian(tile.entries, seed=5), torch.empty(count)
+    run(tile, body, places, table, y)
+    assert torch.equal(y, table[(places % tile.entries).long()])
+
+
+def test_a_tile_without_tables_says_so() -> None:
+    with pytest.raises(ValueError, match="neon looks nothing up in a table"):
+        NEON.lookup(T.float32(0), T.int32(0))
+
+
+@by_tile
+def test_eight_bit_floats_keep_their_value(tile: FloatTile) -> None:
+    def body() -> None:
+        x, y = emit.argument("x", (256,), "uint8"), emit.argument("y", (256,), "float32")
+        with emit.loop("i", 256 // tile.lanes) as i:
+            emit.store(y, [i * tile.lanes], tile.widen(emit.load(x, [i * tile.lanes], tile.lanes), E4M3), tile.lanes)
+
+    bits, y = torch.arange(256).to(torch.uint8), torch.empty(256)
+    run(tile, body, bits, y)
+    numbers = bits & 0x7F != 0x7F
+    assert torch.equal(y[numbers], bits.view(torch.float8_e4m3fn).float()[numbers])
 
 
 @by_tile
