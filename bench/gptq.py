@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--format", type=int, default=4, help="bits of the weights")
     parser.add_argument("--samples", type=int, default=4, help="windows of calibration tokens")
     parser.add_argument("--length", type=int, default=512, help="tokens in a window")
+    parser.add_argument("--refine", type=int, default=1, help="0 for GPTQ as published, with --no-follow")
+    parser.add_argument("--follow", action=argparse.BooleanOptionalAction, default=True, help="run the original beside")
     parser.add_argument("--kill", action="store_true", help="also kill a run and let it go on")
     parser.add_argument("--seed", type=int, default=0, help="of the place where the run is killed")
     parser.add_argument(
@@ -82,6 +84,8 @@ def run(
         "date": datetime.now(UTC).date().isoformat(),
         "shape": options.shape,
         "bits": options.format,
+        "refine": options.refine,
+        "follow": options.follow,
         "calibration tokens": options.samples * options.length,
         "weights": weights,
         "seconds": round(time.perf_counter() - start, 1),
@@ -107,7 +111,12 @@ def quantize(options: argparse.Namespace, workspace: Path) -> None:
         {"input_ids": row, "attention_mask": torch.ones_like(row, dtype=torch.bool)} for row in ids.split(1)
     )
     step = Quantize(
-        format=options.format, group=128, method="gptq", rules=(Rule(kind="embedding", format=4, method="rtn"),)
+        format=options.format,
+        group=128,
+        method="gptq",
+        refine=options.refine,
+        follow=options.follow,
+        rules=(Rule(kind="embedding", format=4, method="rtn"),),
     )
 
     def progress(fraction: float, phrase: str) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 
 from planish.codegen.states import Layout
 from planish.codegen.target import Target
-from planish.ir import Dim, Module, Node, Operand, Param, ParamRef
+from planish.ir import Computed, Dim, Grouped, Module, Node, Operand, Param, ParamRef
 
 Expr: TypeAlias = Any
 """A Relax or TIR expression."""
@@ -100,8 +100,24 @@ class Site:
     layouts: dict[Operand, Layout] = field(default_factory=dict)
 
     def param(self, operand: Operand | None) -> Param | None:
-        """The parameter that an operand is, or None."""
-        return self.module.params[operand.name] if isinstance(operand, ParamRef) else None
+        """The parameter that an operand is, with scales that kernels read, or None."""
+        return with_float_scales(self.module.params[operand.name]) if isinstance(operand, ParamRef) else None
+
+
+def with_float_scales(param: Param) -> Param:
+    """The parameter itself, or, where its scales are int8 multiples, the same numbers with scales of float32."""
+    encoding = param.encoding
+    if not isinstance(encoding, Grouped) or encoding.scale_dtype != torch.int8:
+        return param
+
+    def widened() -> dict[str, torch.Tensor]:
+        storage = dict(param.storage())
+        scales = encoding.scales(storage)
+        del storage["block_scales"]
+        return {**storage, "scales": scales}
+
+    wide = replace(encoding, scale_dtype=torch.float32)  # type: ignore[type-var, call-arg]
+    return Param(param.name, param.type, wide, Computed(widened))
 
 
 class Family(ABC):

@@ -118,7 +118,12 @@ def _codes(encoding: Encoding, size: int) -> Codes | None:
     """How kernels hold heads of `size` elements in an encoding; None when they do not."""
     if isinstance(encoding, Float8):
         return Codes("fp8", "float32")
-    if isinstance(encoding, GroupedInt) and encoding.bits in INTEGERS and encoding.group == size:
+    if (
+        isinstance(encoding, GroupedInt)
+        and encoding.bits in INTEGERS
+        and encoding.group == size
+        and encoding.scale_dtype in DTYPES
+    ):
         return Codes(INTEGERS[encoding.bits], DTYPES[encoding.scale_dtype], encoding.zero_points)
     return None
 

@@ -153,6 +153,11 @@ def _encoding(param: Param, choice: Choice) -> Encoding:
             f"the method 'gptq' goes with integers and grids of levels, not with {encoding} for {param.name!r}; "
             f"choose 'rtn' or 'mse' for it"
         )
+    if choice.method == "gptq" and choice.scales == "int8":
+        raise InputError(
+            f"the method 'gptq' fits scales a group at a time, and scales of int8 for {param.name!r} hang together in "
+            f"blocks; choose scales of float16 for it"
+        )
     if choice.method == "mse" and not isinstance(encoding, (Grouped, NvFp4)):
         raise InputError(f"the method 'mse' has no search for {encoding} of {param.name!r}; choose 'rtn' for it")
     return encoding

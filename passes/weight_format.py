@@ -21,8 +21,8 @@ FLOATS: dict[str, Encoding] = {
     "float8": Float8("row"),
     "float8-tensor": Float8("tensor"),
 }
-ScaleName = Literal["float16", "bfloat16", "float32"]
-SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ScaleName = Literal["float16", "bfloat16", "float32", "int8"]
+SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 Group = int | Literal["row"]
 
 

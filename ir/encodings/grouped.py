@@ -17,7 +17,11 @@ from planish.ir.encodings.packing import Packing
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType
 
-SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
+BLOCK = 16
+"""Groups whose int8 scales share a bfloat16 number. It needs few bits: scales are rounded to its multiples, and the range of
+float16 would be too narrow for a 127th of them."""
+LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Rounded:
 
     Attributes:
         codes: uint8 (..., groups, group).
-        scales: as they are stored, (..., groups, 1).
+        scales: as they are stored, (..., groups, 1); float32 where they are stored as multiples.
         zeros: uint8 (..., groups, 1) where groups have zero points.
     """
 
@@ -63,11 +67,11 @@ class Rounded:
 
 class Grouped(Encoding):
     """Base of the encodings by levels: fields "values", packed codes, "scales", one for a group, and perhaps "zeros", the
-    levels that stand for 0, packed as the values are.
+    levels that stand for 0, packed as the values are. Scales of int8 are multiples of "block_scales", one for `BLOCK` groups.
 
     Attributes:
         group: elements of the last axis that share a scale; divides it.
-        scale_dtype: float16, bfloat16 or float32.
+        scale_dtype: float16, bfloat16, float32, or int8.
     """
 
     group: int
@@ -91,7 +95,7 @@ class Grouped(Encoding):
         if self.group < 1:
             raise IRError(f"a group needs at least one element, not {self.group}")
         if self.scale_dtype not in SCALE_DTYPES:
-            raise IRError(f"scales of {self.scale_dtype} are not supported; choose float16, bfloat16 or float32")
+            raise IRError(f"scales of {self.scale_dtype} are not supported; choose float16, bfloat16, float32 or int8")
 
     def layout(self, type: TensorType) -> dict[str, TensorType]:
         *outer, last = type.concrete({})
@@ -100,10 +104,14 @@ class Grouped(Encoding):
                 f"a group of {self.group} does not divide the last axis of {type} ({last} elements); "
                 f"choose a group size that divides {last}"
             )
-        return {
+        groups = last // self.group
+        layout = {
             "values": TensorType(torch.uint8, (*outer, self.packing.width(last))),
-            "scales": TensorType(self.scale_dtype, (*outer, last // self.group)),
+            "scales": TensorType(self.scale_dtype, (*outer, groups)),
         }
+        if self.scale_dtype == torch.int8:
+            layout["block_scales"] = TensorType(torch.bfloat16, (*outer, -(-groups // BLOCK)))
+        return layout
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Round to nearest, scales first: they are rounded to `scale_dtype` and stay finite, what is too large saturates."""
@@ -139,12 +147,16 @@ class Grouped(Encoding):
             "values": self.packing.pack(rounded.codes.flatten(-2)),
             "scales": rounded.scales.squeeze(-1).contiguous(),
         }
+        if self.scale_dtype == torch.int8:
+            storage["scales"], storage["block_scales"] = _multiples(storage["scales"])
         if rounded.zeros is not None:
             storage["zeros"] = self.packing.pack(rounded.zeros.squeeze(-1))
         return storage
 
     def kept(self, scales: torch.Tensor) -> torch.Tensor:
-        """Scales in `scale_dtype`; what is too large for it saturates."""
+        """Scales (..., groups, 1) as `scale_dtype` holds them; what is too large for it saturates."""
+        if self.scale_dtype == torch.int8:
+            return _scales_of(*_multiples(scales.squeeze(-1))).unsqueeze(-1)
         largest = torch.finfo(self.scale_dtype).max
         return scales.clamp(-largest, largest).to(self.scale_dtype)
 
@@ -153,6 +165,12 @@ class Grouped(Encoding):
         to level 0."""
         levels = torch.where(scales == 0, torch.zeros_like(groups), groups / scales)
         return self.grid.nearest(levels if zeros is None else levels + zeros)
+
+    def scales(self, storage: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The scales that a storage holds, (..., groups): in `scale_dtype`, or float32 for int8, exactly."""
+        if self.scale_dtype == torch.int8:
+            return _scales_of(storage["scales"], storage["block_scales"])
+        return storage["scales"]
 
     def levels(self, values: torch.Tensor, last: int) -> torch.Tensor:
         """The levels (int16) of packed codes, `last` to a row."""
@@ -165,5 +183,25 @@ class Grouped(Encoding):
         if "zeros" in storage:
             zeros = self.packing.unpack(storage["zeros"], last // self.group)
             levels = levels - zeros.to(torch.int16).unsqueeze(-1)
-        decoded: torch.Tensor = (levels.to(compute) * storage["scales"].to(compute).unsqueeze(-1)).flatten(-2)
+        decoded: torch.Tensor = (levels.to(compute) * self.scales(storage).to(compute).unsqueeze(-1)).flatten(-2)
         return decoded.to(type.dtype)
+
+
+def _multiples(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales along the last axis as int8 multiples of one bfloat16 number for each block.
+
+    The largest of a block becomes 127 times that number, which is known to 8 bits: so what comes out, put in, comes out.
+    """
+    blocks = torch.nn.functional.pad(scales, (0, -scales.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    largest = torch.finfo(torch.bfloat16).max
+    unit = (blocks.abs().amax(-1) / LARGEST_INT8).clamp(max=largest).to(torch.bfloat16)
+    wide = unit.to(scales.dtype).unsqueeze(-1)
+    codes = torch.where(wide == 0, 0, blocks / torch.where(wide == 0, 1, wide)).round()
+    codes = codes.clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8).flatten(-2)[..., : scales.shape[-1]]
+    return codes.contiguous(), unit
+
+
+def _scales_of(codes: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """The float32 products, exact."""
+    spread = units.to(torch.float32).repeat_interleave(BLOCK, -1)[..., : codes.shape[-1]]
+    return codes.to(torch.float32) * spread

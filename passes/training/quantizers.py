@@ -117,6 +117,11 @@ class _FakeQuantise(torch.autograd.Function):
 
 def quantizer_of(encoding: Encoding, name: str) -> Quantizer:
     """How the parameter `name` is trained for an encoding; raises InputError for one that has no learned scales."""
+    if isinstance(encoding, Grouped) and encoding.scale_dtype == torch.int8:
+        raise InputError(
+            f"parameter {name!r} cannot be trained for {encoding}: a learned scale is a number of its own, and scales of "
+            f"int8 hang together in blocks; choose scales of float16"
+        )
     if isinstance(encoding, Levels):
         if encoding.kind == "sign":
             return Quantizer(encoding, 1.0, (-1.0, 1.0), "mean", elastic=True)

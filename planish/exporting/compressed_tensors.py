@@ -115,6 +115,10 @@ def _integers(param: Param, outs: int, ins: int) -> Scheme:
     encoding = param.encoding
     assert isinstance(encoding, GroupedInt)
     bits, groups = encoding.bits, ins // encoding.group
+    if encoding.scale_dtype == torch.int8:
+        raise refused(
+            param.name, param, "compressed-tensors", "quantise it with scales of float16, bfloat16 or float32"
+        )
     sizes = {"strategy": "channel"} if groups == 1 else {"strategy": "group", "group_size": encoding.group}
     tensors: dict[str, Described] = {
         "weight_packed": (torch.int32, (outs, words(ins, bits))),

@@ -45,7 +45,7 @@ def blocks(key: str, param: Param, rows: torch.Tensor | None) -> Blocks:
         InputError: for an encoding that no type holds exactly.
     """
     found = _find(param)
-    if found is None:
+    if found is None or (isinstance(param.encoding, Grouped) and param.encoding.scale_dtype == torch.int8):
         raise refused(key, param, "GGUF", _ADVICE)
     name, size, width, pack = found
 

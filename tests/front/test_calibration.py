@@ -24,6 +24,7 @@ def model() -> Model:
     return planish.trace(FOLDER, check=False)
 
 
+@pytest.mark.full
 def test_windows_of_the_text(model: Model) -> None:
     data = text_calibration(model, TEXT, samples=20, length=64, seed=3)
     rows = torch.cat([batch["input_ids"] for batch in data.batches])

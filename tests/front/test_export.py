@@ -75,6 +75,7 @@ def written(traced: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mo
     return model, export(model, tmp_path_factory.mktemp("export") / "folder")
 
 
+@pytest.mark.full
 def test_what_is_written_is_read_back(written: tuple[Model, Path]) -> None:
     model, folder = written
     read = import_checkpoint(folder)
@@ -84,6 +85,7 @@ def test_what_is_written_is_read_back(written: tuple[Model, Path]) -> None:
     assert read.metadata["quantization"] == "compressed-tensors" and not read.metadata["quantization_notes"]
 
 
+@pytest.mark.full
 def test_the_folder_is_a_checkpoint(written: tuple[Model, Path], checkpoint: Path) -> None:
     folder = written[1]
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -115,6 +117,7 @@ def test_transformers_reads_the_same_weights(traced: Model, tmp_path: Path) -> N
         assert torch.equal(loaded.get_submodule(name.removesuffix(".weight")).weight, model.module.params[name].value())
 
 
+@pytest.mark.full
 def test_an_export_of_an_export_is_the_same(written: tuple[Model, Path], tmp_path: Path) -> None:
     again = export(planish.trace(written[1], check=False), tmp_path / "again")
     one, other = load_file(written[1] / "model.safetensors"), load_file(again / "model.safetensors")
@@ -209,6 +212,11 @@ def test_our_reader_finds_the_same_storage(encoding: Encoding, tmp_path: Path) -
 def test_levels_are_refused(encoding: Encoding) -> None:
     with pytest.raises(InputError, match=rf"cannot hold 'layer\.weight' as {encoding}; quantise it to integers"):
         scheme_of("layer.weight", param(encoding, 4, 64))
+
+
+def test_scales_of_int8_are_refused() -> None:
+    with pytest.raises(InputError, match="as int4g32si8; quantise it with scales of float16, bfloat16 or float32"):
+        scheme_of("layer.weight", param(GroupedInt(4, 32, torch.int8), 4, 64))
 
 
 def test_a_scale_without_a_reciprocal() -> None:

@@ -107,6 +107,7 @@ def test_four_bits_are_laid_out_as_ggml_does() -> None:
     [
         (GroupedInt(4, 32, zero_points=True), "cannot hold 'x' as int4zg32sf16; quantise it to integers of 4, 5 or 8"),
         (GroupedInt(3, 32), "cannot hold 'x' as int3g32sf16"),
+        (GroupedInt(4, 32, torch.int8), "cannot hold 'x' as int4g32si8"),
         (GroupedInt(4, 16), "cannot hold 'x' as int4g16sf16"),
         (Levels("ternary", 128), "cannot hold 'x' as ternaryg128sf16"),
         (Levels("sign", 256), "cannot hold 'x' as signg256sf16"),

@@ -119,7 +119,7 @@ def test_the_aim_is_the_best_approximation_of_the_original() -> None:
 
 def test_following_the_original_is_nearer_to_it() -> None:
     gains = []
-    for seed in range(6):
+    for seed in range(3):
         module = tiny_decoder(**WIDE, seed=seed)
         exact = [Interpreter(module).run("forward", b)[0] for b in batches()]
         errors = []
@@ -128,7 +128,7 @@ def test_following_the_original_is_nearer_to_it() -> None:
             results = [Interpreter(small).run("forward", b)[0] for b in batches()]
             errors.append(sum(float((a - b).square().sum()) for a, b in zip(exact, results)))
         gains.append(errors[0] / errors[1])
-    assert sorted(gains)[3] < 1, gains
+    assert sorted(gains)[1] < 1, gains
 
 
 def test_results_do_not_depend_on_where_they_wait(tmp_path: Path) -> None:

@@ -143,6 +143,23 @@ def test_floats_of_few_bits() -> None:
         Quantize(format="float8", method="gptq").apply(module, Context())
 
 
+def test_scales_of_int8() -> None:
+    module = tiny_decoder(hidden=128, size=32, inner=96)
+    small = Quantize(format=3, group=16, scales="int8").apply(module, Context())
+    encoding = small.module.params["0.up"].encoding
+    assert encoding == GroupedInt(3, 16, torch.int8)
+    # 8 groups to a row: 3 bits, 8 / 16 of a scale, and 16 / 128 of a block's.
+    assert 8 * small.module.params["0.up"].nbytes == 96 * 128 * (3 + 8 / 16 + 16 / 128)
+    weight = module.params["0.up"].value().double()
+    errors = [
+        float((m.params["0.up"].value().double() - weight).square().sum())
+        for m in (small.module, Quantize(format=3, group=16).apply(module, Context()).module)
+    ]
+    assert errors[0] < 1.02 * errors[1], "a scale is off by a 254th of the block's largest at most"
+    with pytest.raises(InputError, match="the method 'gptq' fits scales a group at a time, and scales of int8"):
+        Quantize(method="gptq", scales="int8").apply(module, Context())
+
+
 def test_a_rule_that_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(InputError, match=r"the rule's match '\(' is no regular expression"):
         Quantize(rules=(Rule(match="(", format=None),)).apply(tiny_decoder(**WIDE), Context())

@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "value_codes": INT4Z,
     },
 }  # fmt: skip
-QUICK = ("int8 in groups", "int4, window and sinks")
+QUICK = ("int8 in groups",)
 by_variant = pytest.mark.parametrize(
     "variant", [v if v in QUICK else pytest.param(v, marks=pytest.mark.full) for v in VARIANTS]
 )

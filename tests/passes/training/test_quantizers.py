@@ -207,6 +207,13 @@ def test_encodings_without_learned_scales_are_refused(encoding: Encoding) -> Non
         quantizer_of(encoding, "w")
 
 
+def test_scales_of_int8_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="parameter 'w' cannot be trained for int4g2si8: a learned scale is a number of its own"
+    ):
+        quantizer_of(GroupedInt(4, 2, torch.int8), "w")
+
+
 def test_narrow_floats_pass_gradients_straight() -> None:
     x = torch.tensor([1.0 + 2.0**-10, -3.0], requires_grad=True)
     rounded = round_straight(x, torch.bfloat16)
