@@ -41,6 +41,14 @@ def structural_hash(subject: Module | Function) -> str:
     return digest.hexdigest()
 
 
+def content_hash(module: Module, function: str) -> str:
+    """Equal, in any process, for the same function over the same weights; reads all of them."""
+    digest = hashlib.sha256(structural_hash(module.functions[function]).encode())
+    for name, param in sorted(module.params.items()):
+        digest.update(f"{name}:{param.digest()};".encode())
+    return digest.hexdigest()
+
+
 def type_key(type: TensorType) -> tuple[Any, ...]:
     """Hashable identity of a type, with its dimensions expanded."""
     return (dtype_name(type.dtype), *(attribute_key(d) for d in type.shape))

@@ -13,7 +13,7 @@ from planish.ir.encodings import Encoding, Grouped, NvFp4
 from planish.ir.errors import InputError
 from planish.ir.module import Module
 from planish.ir.params import Computed, Param, Storage
-from planish.ir.structural_hash import structural_hash
+from planish.ir.structural_hash import content_hash
 from planish.passes.bit_allocation import allocate
 from planish.passes.contract import Contract, Lossy
 from planish.passes.network_gptq import FUNCTION, round_network, stages
@@ -102,7 +102,7 @@ class Quantize(Pass):
                 original=module if self.follow else None,
                 damping=self.damping,
                 refine=self.refine,
-                made_of=lambda: {"model": _fingerprint(module), "options": repr(self.options())},
+                made_of=lambda: {"model": content_hash(module, FUNCTION), "options": repr(self.options())},
                 progress=context.progress,
             )
             result = result.with_params(outcome.params)
@@ -186,9 +186,3 @@ class _Rounded:
 
 def _lazily(param: Param, encoding: Encoding, method: str) -> Param:
     return Param(param.name, param.type, encoding, Computed(_Rounded(param, encoding, method)))
-
-
-def _fingerprint(module: Module) -> str:
-    """Equal, in any process, for the same `forward` over the same weights."""
-    digests = "".join(param.digest() for _, param in sorted(module.params.items()))
-    return structural_hash(module.functions[FUNCTION]) + digests

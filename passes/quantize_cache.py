@@ -14,7 +14,7 @@ from planish.ir.ops import Attention, CacheAppend
 from planish.passes.checking.compare import measure
 from planish.passes.contract import Contract, Lossy
 from planish.passes.pass_base import Context, Pass, PassResult
-from planish.passes.weight_format import SCALES, ScaleName
+from planish.passes.weight_format import SCALES
 
 CacheFormat = Literal["int8", "int4", "fp8"]
 BITS = {"int8": 8, "int4": 4}
@@ -41,7 +41,7 @@ class QuantizeCache(Pass):
     name: ClassVar[str] = "quantize-cache"
     keys: CacheFormat | None = "int8"
     values: CacheFormat | None = "int8"
-    scales: ScaleName = "float16"
+    scales: Literal["float16", "bfloat16", "float32"] = "float16"
     group: int | Literal["head"] = "head"
     zero_points: bool = False
     metric: Literal["relative_error", "kl_divergence"] = "relative_error"

@@ -14,7 +14,7 @@ from planish.ir.encodings import Encoding
 from planish.ir.errors import InputError
 from planish.ir.module import Module
 from planish.ir.params import Computed, Param
-from planish.ir.structural_hash import structural_hash
+from planish.ir.structural_hash import content_hash
 from planish.passes.pass_base import Context
 from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.training.checkpoint import load_checkpoint, save_checkpoint
@@ -100,16 +100,10 @@ def _made_of(
 ) -> dict[str, str]:
     """What decides the result of a run besides its data, by the words in which a mismatch is reported."""
     texts: dict[str, Any] = {
-        "weights": _fingerprint(module),
+        "weights": content_hash(module, FUNCTION),
         "encodings": sorted((name, repr(encoding)) for name, encoding in encodings.items()),
         "options": options.model_dump_json(exclude={"checkpoint_every"}),
         "loss": "next token" if loss is None else "its own",
-        "teacher": "" if teacher is None else _fingerprint(teacher),
+        "teacher": "" if teacher is None else content_hash(teacher, FUNCTION),
     }
     return {key: hashlib.sha256(str(text).encode()).hexdigest() for key, text in texts.items()}
-
-
-def _fingerprint(module: Module) -> str:
-    """Equal, in any process, for the same `forward` over the same weights."""
-    digests = "".join(param.digest() for _, param in sorted(module.params.items()))
-    return structural_hash(module.functions[FUNCTION]) + digests

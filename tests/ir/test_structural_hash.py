@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from safetensors.torch import save_file
 
 from planish.ir import (
     Computed,
@@ -32,8 +33,10 @@ from planish.ir import (
     print_module,
     structural_hash,
 )  # fmt: skip
+from planish.ir.structural_hash import content_hash
 from planish.testing.modules import modules
 from planish.testing.profiles import share
+from planish.testing.tiny_decoder import tiny_decoder
 
 TEXT = """\
 metadata context = 128
@@ -165,3 +168,15 @@ def test_tied_weights_differ_from_equal_ones() -> None:
     assert isinstance(tied.functions["forward"].nodes[1].inputs[1], ParamRef)
     assert Dense(torch.float32) == tied.params["w"].encoding
     assert print_module(tied) != print_module(apart)
+
+
+def test_the_content_hash_sees_weights_wherever_they_are(tmp_path: Path) -> None:
+    module = tiny_decoder()
+    weight = module.params["0.q"]
+    save_file({"q": weight.value()}, tmp_path / "w.safetensors")
+    moved = Param("0.q", weight.type, weight.encoding, InFile(tmp_path / "w.safetensors", {"values": "q"}))
+    computed = Param("0.q", weight.type, weight.encoding, Computed(weight.storage))
+    one = content_hash(module, "forward")
+    assert {content_hash(module.with_params([p]), "forward") for p in (moved, computed)} == {one}
+    other = dense_param("0.q", weight.value() + 1)
+    assert content_hash(module.with_params([other]), "forward") != one
