@@ -7,24 +7,21 @@ from collections.abc import Sequence
 import torch
 
 from planish.ir.encodings import Grouped
+from planish.ir.encodings.slices import encoded_by_rows
 
 FRACTIONS = tuple(1 - step / 100 for step in range(80))
 """Of the scale of plain rounding; the first is 1, so that the search is never worse than that."""
-SLICE_ELEMENTS = 1 << 22
-"""Searched at a time: what is held besides the weight stays small."""
 
 
 def encode_searched(encoding: Grouped, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """The storage of `weight` with, in each group, the fraction of the encoding's own scale that leaves the smallest squared
     error; of equal ones the largest."""
-    rows = weight.reshape(-1, weight.shape[-1])
-    height = max(1, SLICE_ELEMENTS // rows.shape[-1])
-    parts = []
-    for part in rows.split(height):
-        groups = encoding.groups(part)
-        parts.append(encoding.packed(encoding.rounded(groups, best_fractions(encoding, groups))))
-    storage = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
-    return {field: tensor.reshape(*weight.shape[:-1], -1) for field, tensor in storage.items()}
+
+    def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        groups = encoding.groups(rows)
+        return encoding.packed(encoding.rounded(groups, best_fractions(encoding, groups)))
+
+    return encoded_by_rows(weight, of_rows)
 
 
 def best_fractions(encoding: Grouped, groups: torch.Tensor, fractions: Sequence[float] = FRACTIONS) -> torch.Tensor:

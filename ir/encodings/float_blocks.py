@@ -18,6 +18,7 @@ import torch
 
 from planish.ir.encodings.base import Encoding
 from planish.ir.encodings.packing import BitPacking
+from planish.ir.encodings.slices import decoded_by_rows, encoded_by_rows
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType
 
@@ -78,6 +79,11 @@ class _Blocks(Encoding):
         return blocks
 
     def decode(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
+        whole = {name: field for name, field in storage.items() if name not in ("values", "scales")}
+        rows = {name: storage[name] for name in ("values", "scales")}
+        return decoded_by_rows(rows, type, lambda part, of: self._decoded({**part, **whole}, of))
+
+    def _decoded(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
         codes = FOURS.unpack(storage["values"], int(type.shape[-1])).unflatten(-1, (-1, self.block))
         decoded = e2m1_values(codes) * self.scales(storage).unsqueeze(-1)
         return decoded.flatten(-2).to(type.dtype)
@@ -85,6 +91,12 @@ class _Blocks(Encoding):
     @abstractmethod
     def scales(self, storage: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The scale of every block, float64 (..., blocks)."""
+
+
+def _squared(blocks: torch.Tensor, bits: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """The squared error of each block of NVFP4 under a scale."""
+    scale = e4m3_values(bits).unsqueeze(-1) * whole
+    return (e2m1_values(e2m1_codes(blocks / scale)) * scale - blocks).square().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -99,29 +111,34 @@ class NvFp4(_Blocks):
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """The largest of the tensor takes the largest scale, the largest of a block the largest four-bit float."""
-        blocks, whole = self._scaled(tensor, LARGEST_E4M3)
-        bits = self._bits(blocks, whole, LARGEST_E2M1)
-        return self._storage(blocks, bits, whole)
+        whole = self._whole(tensor, LARGEST_E4M3)
+
+        def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            blocks = self.blocks(rows)
+            return self._storage(blocks, self._bits(blocks, whole, LARGEST_E2M1), whole)
+
+        return {**encoded_by_rows(tensor, of_rows), "tensor_scale": whole.to(torch.float32)}
 
     def encode_four_over_six(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scales leave room upwards, so that the largest of a block may become 4 instead of 6, whichever leaves the smaller
         squared error: the step from 4 to 6 is the widest one."""
-        blocks, whole = self._scaled(tensor, 256.0)
-        six, four = (self._bits(blocks, whole, largest) for largest in (LARGEST_E2M1, 4.0))
+        whole = self._whole(tensor, 256.0)
 
-        def error(bits: torch.Tensor) -> torch.Tensor:
-            scale = e4m3_values(bits).unsqueeze(-1) * whole
-            return (e2m1_values(e2m1_codes(blocks / scale)) * scale - blocks).square().sum(-1)
+        def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            blocks = self.blocks(rows)
+            six, four = (self._bits(blocks, whole, largest) for largest in (LARGEST_E2M1, 4.0))
+            better = _squared(blocks, four, whole) < _squared(blocks, six, whole)
+            return self._storage(blocks, torch.where(better, four, six), whole)
 
-        return self._storage(blocks, torch.where(error(four) < error(six), four, six), whole)
+        return {**encoded_by_rows(tensor, of_rows), "tensor_scale": whole.to(torch.float32)}
 
-    def _scaled(self, tensor: torch.Tensor, largest_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The blocks, and the tensor's scale as float32 holds it."""
-        blocks = self.blocks(tensor)
-        size = blocks.abs().amax() if blocks.numel() else torch.zeros((), dtype=torch.float64)
-        whole = (size / (LARGEST_E2M1 * largest_scale)).to(torch.float32)
+    def _whole(self, tensor: torch.Tensor, largest_scale: float) -> torch.Tensor:
+        """The tensor's scale as float32 holds it, in float64."""
+        self.layout(TensorType(tensor.dtype, tuple(tensor.shape)))
+        size = torch.stack([tensor.amax(), -tensor.amin()]).amax() if tensor.numel() else torch.zeros(())
+        whole = (size.to(torch.float64) / (LARGEST_E2M1 * largest_scale)).to(torch.float32)
         # All zeros (or what is as good as that in float32) are held under any scale.
-        return blocks, torch.where(whole > 0, whole, 1.0).to(torch.float64)
+        return torch.where(whole > 0, whole, 1.0).to(torch.float64)
 
     def _bits(self, blocks: torch.Tensor, whole: torch.Tensor, largest: float) -> torch.Tensor:
         wanted = blocks.abs().amax(-1) / (largest * whole)
@@ -129,7 +146,7 @@ class NvFp4(_Blocks):
 
     def _storage(self, blocks: torch.Tensor, bits: torch.Tensor, whole: torch.Tensor) -> dict[str, torch.Tensor]:
         codes = e2m1_codes(blocks / (e4m3_values(bits).unsqueeze(-1) * whole))
-        return {"values": FOURS.pack(codes.flatten(-2)), "scales": bits, "tensor_scale": whole.to(torch.float32)}
+        return {"values": FOURS.pack(codes.flatten(-2)), "scales": bits}
 
     def scales(self, storage: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return e4m3_values(storage["scales"]) * storage["tensor_scale"].to(torch.float64)
@@ -147,6 +164,9 @@ class MxFp4(_Blocks):
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """The largest of a block comes between 4 and 8 and saturates at 6."""
+        return encoded_by_rows(tensor, self._of_rows)
+
+    def _of_rows(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         blocks = self.blocks(tensor)
         # frexp: size = m * 2^e with m from 1/2 on, so that its floored logarithm is e - 1.
         size = blocks.abs().amax(-1)

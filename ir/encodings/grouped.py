@@ -14,6 +14,7 @@ import torch
 
 from planish.ir.encodings.base import Encoding
 from planish.ir.encodings.packing import Packing
+from planish.ir.encodings.slices import decoded_by_rows, encoded_by_rows
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType
 
@@ -115,7 +116,7 @@ class Grouped(Encoding):
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Round to nearest, scales first: they are rounded to `scale_dtype` and stay finite, what is too large saturates."""
-        return self.packed(self.rounded(self.groups(tensor)))
+        return encoded_by_rows(tensor, lambda rows: self.packed(self.rounded(self.groups(rows))))
 
     def groups(self, tensor: torch.Tensor) -> torch.Tensor:
         """The elements in float64, (..., groups, group)."""
@@ -177,6 +178,9 @@ class Grouped(Encoding):
         return self.grid.levels(self.packing.unpack(values, last))
 
     def decode(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
+        return decoded_by_rows(storage, type, self._decoded)
+
+    def _decoded(self, storage: Mapping[str, torch.Tensor], type: TensorType) -> torch.Tensor:
         compute = torch.float64 if type.dtype == torch.float64 else torch.float32
         last = int(type.shape[-1])
         levels = self.levels(storage["values"], last).unflatten(-1, (-1, self.group))

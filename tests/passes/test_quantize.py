@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from planish.ir import Dense, GroupedInt, InputError, IRError, NvFp4, dense_param
-from planish.passes import scale_search
 from planish.passes.pass_base import Context
 from planish.passes.quantize import Quantize
 from planish.passes.roles import roles
@@ -94,14 +93,6 @@ def test_a_searched_scale_is_never_worse(format: Any, zero_points: bool) -> None
     assert bool((errors[1] <= errors[0] * (1 + 1e-5)).all())
     if format in (2, "ternary", "ternary2", "stretched"):
         assert bool((errors[1] < 0.9 * errors[0]).any())
-
-
-def test_the_search_cuts_rows_without_changing_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, encoding = torch.randn(7, 64, generator=torch.Generator().manual_seed(1)), GroupedInt(3, 32)
-    whole = scale_search.encode_searched(encoding, weight)
-    monkeypatch.setattr(scale_search, "SLICE_ELEMENTS", 150)
-    cut = scale_search.encode_searched(encoding, weight)
-    assert all(torch.equal(whole[field], cut[field]) for field in whole)
 
 
 def test_tied_weights_need_one_answer() -> None:
