@@ -17,7 +17,7 @@ from planish.frontends.quantized.base import Held, Method, QuantizedWeight
 from planish.frontends.quantized.streams import unpacked
 from planish.frontends.quantized.zeros import grouped
 from planish.ir import InputError, UnsupportedError
-from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.encodings.grouped import FLOAT_SCALES
 from planish.ir.encodings.packing import BitPacking
 
 BITS = 4
@@ -50,7 +50,7 @@ class Awq(Method):
             raise weight.unsupported(f"has {outs} outputs, which do not fill words of 8")
         qweight = weight.expect("qweight", torch.int32, (ins, outs // 8))
         groups = weight.parts["scales"].shape[0]
-        scales = weight.expect("scales", SCALE_DTYPES, (groups, outs))
+        scales = weight.expect("scales", FLOAT_SCALES, (groups, outs))
         if not groups or ins % groups:
             raise weight.unsupported(f"has {groups} groups, which do not divide its {ins} inputs")
         if "qzeros" in weight.parts:

@@ -26,7 +26,7 @@ from planish.frontends.quantized.streams import packed, unpacked, words
 from planish.frontends.stored import StoredTensor
 from planish.ir import InputError, UnsupportedError
 from planish.ir.encodings import GroupedInt, MxFp4
-from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.encodings.grouped import FLOAT_SCALES
 from planish.ir.encodings.packing import BitPacking
 
 FORMATS = (
@@ -168,7 +168,7 @@ class CompressedTensors(Method):
         if not groups or ins % groups:
             raise weight.unsupported(f"has {groups} groups, which do not divide its {ins} inputs")
         shapes = ((outs, groups), *(((outs,), (), (1,), (1, 1)) if groups == 1 else ()))
-        return ins // groups, weight.expect("weight_scale", SCALE_DTYPES, *shapes)
+        return ins // groups, weight.expect("weight_scale", FLOAT_SCALES, *shapes)
 
     def _check_order(self, weight: QuantizedWeight, ins: int, group: int) -> None:
         if "weight_g_idx" not in weight.parts:

@@ -10,7 +10,7 @@ from planish.frontends.quantized.base import Held, QuantizedWeight
 from planish.frontends.stored import StoredTensor
 from planish.ir import InputError
 from planish.ir.encodings import Float8, NvFp4
-from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.encodings.grouped import FLOAT_SCALES
 
 E4M3 = torch.float8_e4m3fn
 
@@ -22,7 +22,7 @@ def float8(weight: QuantizedWeight, outs: int, ins: int) -> Held:
     whole, rows = ((), (1,), (1, 1)), ((outs,), (outs, 1))
     if shape not in whole and shape not in rows:
         raise weight.unsupported(f"has FP8 scales {list(shape)} of blocks, not of rows or of the tensor")
-    scales = weight.expect("weight_scale", SCALE_DTYPES, shape)
+    scales = weight.expect("weight_scale", FLOAT_SCALES, shape)
     by_row = shape in rows and shape not in whole
     return Float8("row" if by_row else "tensor"), lambda: {
         "values": bits(values),

@@ -19,7 +19,7 @@ from planish.frontends.quantized.streams import packed, unpacked, words
 from planish.frontends.quantized.zeros import grouped
 from planish.frontends.stored import StoredTensor
 from planish.ir import InputError, UnsupportedError
-from planish.ir.encodings.grouped import SCALE_DTYPES
+from planish.ir.encodings.grouped import FLOAT_SCALES
 
 BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 0}
@@ -59,7 +59,7 @@ class Gptq(Method):
             )
         qweight = weight.expect("qweight", torch.int32, (rows, outs))
         groups = weight.parts["scales"].shape[0]
-        scales = weight.expect("scales", SCALE_DTYPES, (groups, outs))
+        scales = weight.expect("scales", FLOAT_SCALES, (groups, outs))
         qzeros = weight.expect("qzeros", torch.int32, (groups, words(outs, bits)))
         if not groups or ins % groups:
             raise weight.unsupported(f"has {groups} groups, which do not divide its {ins} inputs")

@@ -18,7 +18,8 @@ from planish.ir.encodings.slices import decoded_by_rows, encoded_by_rows
 from planish.ir.errors import IRError
 from planish.ir.types import TensorType
 
-SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int8)
+FLOAT_SCALES = (torch.float16, torch.bfloat16, torch.float32)
+SCALE_DTYPES = (*FLOAT_SCALES, torch.int8)
 BLOCK = 16
 """Groups whose int8 scales share a bfloat16 number. It needs few bits: scales are rounded to its multiples, and the range of
 float16 would be too narrow for a 127th of them."""
