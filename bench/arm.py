@@ -6,10 +6,11 @@ first cache: `neoverse-n1`, the server's A76, where only sdot serves, and `neove
 One row (decode) stands beside the cycles in which 10 GB/s bring the weights and their scales at 2.6 GHz; many rows (prefill)
 beside the most products that the pipes can start.
 
-    python bench/arm.py [--emulate] [--llama FOLDER]     # needs llvm-mca 17 or later (Debian: llvm-19)
+    python bench/arm.py [--emulate] [--llama FOLDER] [--weight NAME]     # needs llvm-mca 17 or later (Debian: llvm-19)
 
 `--emulate` also counts the instructions of whole calls under qemu-user, and `--llama` names the `ggml` folder of
-llama.cpp's sources, whose kernels are counted alike; both compile with ziglang. Prints one JSON line a figure.
+llama.cpp's sources, whose kernels are counted alike; both compile with ziglang. `--weight int3g128sf16`, perhaps several
+times, leaves out planish's other kernels. Prints one JSON line a figure.
 """
 
 from __future__ import annotations
@@ -245,6 +246,8 @@ int main(int argc, char** argv) {
 """
 SIGNED, UNSIGNED, REAL = range(3)
 """DLPack's codes of number formats."""
+DENSE = {"bfloat16": (UNSIGNED, 16), "float32": (REAL, 32)}
+"""Of the dense kernel: how the weight's elements are stored."""
 
 
 def emulated(assembly: str, arguments: Sequence[tuple[int, int, tuple[int, ...]]], build: str) -> int:
@@ -277,7 +280,7 @@ def _executed(processor: str, *command: str | Path) -> int:
     return count
 
 
-def measure_calls(build: str) -> Iterator[dict[str, Any]]:
+def measure_calls(build: str, encodings: Sequence[Any], dense: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Instructions of whole calls, everything included, for every 128 weights."""
     from planish.codegen.kernels import linear_dense, linear_low_bit, linear_low_bit_config
     from planish.targets import open_target
@@ -289,17 +292,17 @@ def measure_calls(build: str) -> Iterator[dict[str, Any]]:
         per_128 = round(number / (OUTS * INS) * WEIGHTS, 2)
         return {"call": f"{OUTS}x{INS}", "rows": rows, "instructions": number, "instructions_per_128": per_128}
 
-    for encoding in encodings():
+    for encoding in encodings:
         config = linear_low_bit_config.configurations(target.int8_tile, INS, OUTS, encoding, False)[0]
         text = assembly(linear_low_bit.linear_low_bit(config), target)
         for rows in (1, EMULATED_ROWS):
             arguments = [(SIGNED, 8, (rows, INS)), (REAL, 32, (rows, 1)), (UNSIGNED, 8, config.packed_shape)]
             yield {"kernel": "linear_low_bit", "weight": str(encoding), **count(text, arguments, rows)}
-    for dtype, stored in (("bfloat16", (UNSIGNED, 16)), ("float32", (REAL, 32))):
-        dense = linear_dense.configurations(target.float_tile, INS, OUTS, dtype, False)[0]
-        text = assembly(linear_dense.linear_dense(dense), target)
+    for dtype in dense:
+        layer = linear_dense.configurations(target.float_tile, INS, OUTS, dtype, False)[0]
+        text = assembly(linear_dense.linear_dense(layer), target)
         for rows in (1, EMULATED_ROWS):
-            weight = (*stored, (dense.panels, INS, dense.panel_width))
+            weight = (*DENSE[dtype], (layer.panels, INS, layer.panel_width))
             yield {"kernel": "linear_dense", "weight": dtype, **count(text, [(REAL, 32, (rows, INS)), weight], rows)}
 
 
@@ -342,16 +345,8 @@ def _name(names: Mapping[str, str], word: re.Match[str]) -> str:
 def measure_llama(folder: Path, model: str) -> Iterator[dict[str, Any]]:
     """llama.cpp's Q4_0 kernels, groups of 32 with float16 scales, from its folder `ggml`."""
     sources = folder / "src" / "ggml-cpu"
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "c++",
-        "-target",
-        "aarch64-linux-gnu",
-        f"-mcpu={model.replace('-', '_')}",
-        "-O3",
-    ]
+    command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-O3"]
+    command += [f"-mcpu={model.replace('-', '_')}"]
     command += ["-DNDEBUG", "-D_GNU_SOURCE", "-S", *(f"-I{p}" for p in (folder / "include", folder / "src", sources))]
     with tempfile.TemporaryDirectory() as scratch:
         for file, function, name, rows, blocks in LLAMA[model]:
@@ -374,20 +369,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama", type=Path, metavar="FOLDER", help="the folder ggml of llama.cpp's sources")
     parser.add_argument("--emulate", action="store_true", help="count the instructions of whole calls under qemu-user")
+    parser.add_argument("--weight", action="append", metavar="NAME", help="leave out planish's kernels with others")
     options = parser.parse_args()
+    known = [*map(str, encodings()), *DENSE]
+    names = options.weight or known
+    if unknown := set(names) - set(known):
+        parser.error(f"no weight is called {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    grouped, dense = [e for e in encodings() if str(e) in names], [name for name in DENSE if name in names]
 
     def show(found: dict[str, Any], build: str) -> None:
         print(json.dumps({"bench": "arm", "build": build, **found}), flush=True)
 
     for build in MODELS:
-        for encoding in encodings():
+        for encoding in grouped:
             for found in measure_low_bit(build, encoding):
                 show(found, build)
-        for dtype in ("bfloat16", "float32"):
+        for dtype in dense:
             for found in measure_dense(build, dtype):
                 show(found, build)
         if options.emulate:
-            for found in measure_calls(build):
+            for found in measure_calls(build, grouped, dense):
                 show(found, build)
         if options.llama:
             for found in measure_llama(options.llama, MODELS[build]):

@@ -88,8 +88,9 @@ class LowBitLinear:
     @property
     def layout(self) -> LowBitLayout:
         """The layout of the packed weight."""
-        signed = self.tile.weight_range[0] < 0
-        return LowBitLayout(self.encoding, self.tile.lanes, self.tile.depth, self.vectors, signed)
+        tile = self.tile
+        signed = tile.weight_range[0] < 0
+        return LowBitLayout(self.encoding, tile.lanes, tile.depth, self.vectors, signed, tile.inserts)
 
     @property
     def packed_shape(self) -> tuple[int, int]:
@@ -111,6 +112,8 @@ class LowBitLinear:
         """The powers of two by which fields that are left in their place exceed codes; (0,) where all are shifted."""
         if not self.sums_are_small or self.layout.zero_points:
             return (0,)
+        if self.layout.inserted:
+            return (0, 3)
         return {1: (0, 1, 2, 3), 2: (0, 2, 4)}.get(self.layout.bits, (0,))
 
     @property

@@ -13,6 +13,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_operands import Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_repeated import Repeated
 from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
 
@@ -25,13 +26,11 @@ class FewRows:
         self.floats, self.rows, self.groups = operands.floats, operands.rows, operands.groups
         self.layout = operands.layout
         self.most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
-        # Every accumulator starts from a place of its own: a copy between registers would take a vector pipe's time.
-        self.copies = self.config.vectors
-        self.starts = emit.scratch("starts", self.rows * self.groups * self.copies, "int32")
+        self.starts = Repeated("starts", self.tile, self.rows * self.groups, self.config.vectors)
         # What zero points multiply.
         self.totals = None
         if operands.layout.zero_points:
-            self.totals = emit.scratch("totals", self.rows * self.groups)
+            self.totals = Repeated("totals", self.tile, self.rows * self.groups, 1, "float32")
 
     def body(self) -> None:
         """Emit everything."""
@@ -52,11 +51,9 @@ class FewRows:
     def _starts(self, row: Expr) -> None:
         with emit.loop("group", self.groups) as group:
             total = self.operands.total(row, group)
-            start = T.bind(self.operands.start(total))
-            for copy in range(self.copies):
-                T.buffer_store(self.starts, start, [(row * self.groups + group) * self.copies + copy])
+            self.starts.put(row * self.groups + group, T.bind(self.operands.start(total)))
             if self.totals is not None:
-                T.buffer_store(self.totals, T.cast(T.int32(0) - total, "float32"), [row * self.groups + group])
+                self.totals.put(row * self.groups + group, T.bind(T.cast(T.int32(0) - total, "float32")))
 
     def _row_tile(self, candidate: int, height: Expr, start: Expr, first: Expr, panels: Expr) -> None:
         """Rows ``start ... start + height - 1`` of y in some panels, ``height`` being at most ``candidate``."""
@@ -83,24 +80,19 @@ class FewRows:
             def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
                 return self._segment(initial, start, block, group, first, count)
 
-            initial = [self._start(start + row, group, v) for row, v, _ in cells]
+            initial = [self.starts.get((start + row) * self.groups + group, v) for row, v, _ in cells]
             dots = in_segments(initial, lanes, self.layout.steps, self.most, segment)
             scaling = [self.operands.scaling(block, v) for v in range(vectors)]
-            totals = [self._total(start + row, group) for row in range(height)]
+            totals = [
+                None if self.totals is None else self.totals.get((start + row) * self.groups + group)
+                for row in range(height)
+            ]
             for (row, v, at), dot in zip(cells, dots, strict=True):
                 total = self.operands.scaled(emit.load(sums, [at], lanes), dot, scaling[v], totals[row])
                 emit.store(sums, [at], total, lanes)
         for row, v, at in cells:
             column = panel * self.layout.columns + v * lanes
             self.operands.store(start + row, column, emit.load(sums, [at], lanes))
-
-    def _start(self, row: Expr, group: Expr, v: int) -> Expr:
-        return T.bind(T.broadcast(self.starts[(row * self.groups + group) * self.copies + v], self.tile.lanes))
-
-    def _total(self, row: Expr, group: Expr) -> Expr | None:
-        if self.totals is None:
-            return None
-        return T.bind(self.floats.broadcast(self.totals[row * self.groups + group]))
 
     def _segment(
         self, initial: Sequence[Expr], start: Expr, block: Block, group: Expr, first: Expr | int, count: int

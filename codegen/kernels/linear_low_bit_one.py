@@ -1,4 +1,4 @@
-"""The low-bit linear kernel for one row and codes of one or two bits, which are left where they lie in a byte.
+"""The low-bit linear kernel for one row and codes of few bits, most of which are left where they lie in a byte.
 
 A mask takes a field times a power of two; every power has sums of its own, which meet at the end of a group. One row has the
 registers for it, and shifts, which have few pipes on small processors, are left out.
@@ -12,6 +12,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_operands import BITS_OF_ZERO, Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_repeated import Repeated
 from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
 
@@ -26,11 +27,13 @@ class OneRow:
         self.floats, self.groups, self.layout = operands.floats, operands.groups, operands.layout
         self.powers, self.grid = self.config.powers, self.config.encoding.grid
         self.most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
-        # Every accumulator starts from a place of its own, as where rows are few.
-        self.cells = [(v, power) for v in range(self.config.vectors) for power in self.powers]
-        self.starts = emit.scratch("starts", self.groups * len(self.cells), "int32")
+        vectors = self.config.vectors
+        self.cells = [(v, power) for power in self.powers for v in range(vectors)]
+        # Where the sums of codes start, and those of codes times greater powers of two.
+        self.starts = Repeated("starts", self.tile, self.groups, vectors)
+        self.zeros = Repeated("zeros", self.tile, self.groups, len(self.cells) - vectors)
         # Where levels are a multiple of codes, what they begin with is added after the multiplication.
-        self.firsts = emit.scratch("firsts", self.groups) if self.grid.step > 1 else None
+        self.firsts = Repeated("firsts", self.tile, self.groups, vectors, "float32") if self.grid.step > 1 else None
 
     def body(self) -> None:
         """Emit everything."""
@@ -42,10 +45,10 @@ class OneRow:
     def _starts(self, group: Expr) -> None:
         total = self.operands.total(ROW, group)
         start = T.bind(self.operands.start(total)) if self.firsts is None else T.int32(BITS_OF_ZERO)
-        for number, (_, power) in enumerate(self.cells):
-            T.buffer_store(self.starts, T.int32(0) if power else start, [group * len(self.cells) + number])
+        self.starts.put(group, start)
+        self.zeros.put(group, T.int32(0))
         if self.firsts is not None:
-            T.buffer_store(self.firsts, T.cast(total * T.int32(self.grid.first), "float32"), [group])
+            self.firsts.put(group, T.bind(T.cast(total * T.int32(self.grid.first), "float32")))
 
     def _panel(self, panel: Expr) -> None:
         lanes, vectors = self.tile.lanes, self.config.vectors
@@ -58,12 +61,13 @@ class OneRow:
             def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
                 return self._segment(initial, block, group, first, count)
 
-            place = emit.bind("place", group * len(self.cells))
-            initial = [T.bind(T.broadcast(self.starts[place + number], lanes)) for number in range(len(self.cells))]
+            initial = [self.starts.get(group, v) for v in range(vectors)]
+            initial += [self.zeros.get(group, number) for number in range(len(self.cells) - vectors)]
             found = in_segments(initial, lanes, self.layout.steps, self.most, segment)
             dots = dict(zip(self.cells, found, strict=True))
             for v in range(vectors):
-                dot = self._met([dots[v, power] for power in self.powers], group)
+                firsts = None if self.firsts is None else self.firsts.get(group, v)
+                dot = self._met([dots[v, power] for power in self.powers], firsts)
                 total = self.floats.fma(
                     dot, self.operands.scaling(block, v).scales, emit.load(sums, [v * lanes], lanes)
                 )
@@ -72,19 +76,17 @@ class OneRow:
             column = panel * self.layout.columns + v * lanes
             self.operands.store(emit.index(ROW), column, emit.load(sums, [v * lanes], lanes))
 
-    def _met(self, dots: Sequence[Expr], group: Expr) -> Expr:
-        """The sums of all powers, lowest first, as the float32 sums of levels."""
+    def _met(self, dots: Sequence[Expr], firsts: Expr | None) -> Expr:
+        """The sums of all powers, lowest first, as the float32 sums of levels, ``firsts`` being those of the first ones."""
         whole, above = dots[-1], self.powers[-1]
         for power, sums in zip(self.powers[-2::-1], dots[-2::-1], strict=True):
             # Multiples of the power: what is shifted out is zero.
             whole = sums + T.shift_right(whole, T.broadcast(T.int32(above - power), self.tile.lanes))
             above = power
         dot = self.operands.as_float(T.bind(whole))
-        if self.firsts is None:
+        if firsts is None:
             return dot
-        return self.floats.fma(
-            dot, self.floats.broadcast(T.float32(self.grid.step)), self.floats.broadcast(self.firsts[group])
-        )
+        return self.floats.fma(dot, self.floats.broadcast(T.float32(self.grid.step)), firsts)
 
     def _segment(
         self, initial: Sequence[Expr], block: Block, group: Expr, first: Expr | int, count: int

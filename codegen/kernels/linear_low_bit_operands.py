@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 from tvm import tirx
@@ -10,6 +11,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear
+from planish.codegen.kernels.linear_low_bit_packing import Piece
 from planish.codegen.kernels.packed_blocks import Block, PackedBlocks
 from planish.codegen.tiles.float import STORAGE_DTYPES, Expr
 
@@ -89,69 +91,60 @@ class Operands:
 
     def unpack(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
         """The weight operands of one step, one for each product."""
-        size, first = self.layout.vector_bytes, (step * self.config.vectors + v) * self.layout.loads
-        parts: list[list[Expr]] = [[] for _ in range(self.layout.products)]
-        for plane in self.layout.planes:
-            for load in range(plane.loads):
-                packed = T.bind(self.blocks.read(block, (first + load) * size, size))
-                for field in range(plane.fields):
-                    part = self._field(packed, field * plane.width, plane.width, plane.shift)
-                    parts[load * plane.fields + field].append(part)
-            first = first + plane.loads
-        return [self._joined(part) for part in parts]
+        loads = self._loads(block, step, v)
+        # Levels are the step's multiple of codes.
+        times = self.config.encoding.grid.step.bit_length() - 1
+        return [self._operand(loads, pieces, times) for pieces in self.layout.pieces]
 
-    def _field(self, packed: Expr, at: int, width: int, shift: int) -> Expr:
-        """The bits ``at`` to ``at + width - 1`` of every byte, as what they add to an operand."""
+    def _loads(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
+        """The packed bytes of one step."""
+        size, first = self.layout.vector_bytes, (step * self.config.vectors + v) * self.layout.loads
+        return [T.bind(self.blocks.read(block, (first + load) * size, size)) for load in range(self.layout.loads)]
+
+    def _operand(self, loads: Sequence[Expr], pieces: Sequence[Piece], times: int) -> Expr:
+        """Codes times ``2 ** times``, from their pieces."""
+        if self.layout.inserted and len(pieces) > 1:
+            # Pieces meet at the top of a byte, whence one shift brings them down and leaves nothing else.
+            upper, lower = pieces
+            top = self._shifted(loads[upper.load], 8 - upper.at - upper.width)
+            whole = T.bind(self.tile.insert(top, loads[lower.load], upper.width))
+            return T.bind(self._field(whole, 8 - self.layout.bits, self.layout.bits, times))
+        fields = [self._field(loads[p.load], p.at, p.width, p.shift + times) for p in pieces]
+        return T.bind(reduce(T.bitwise_or, fields))
+
+    def _every(self, number: int) -> Expr:
+        return T.broadcast(T.uint8(number), self.layout.vector_bytes)
+
+    def _shifted(self, packed: Expr, left: int) -> Expr:
+        """Every byte shifted to the left, or by a negative number to the right."""
+        if left == 0:
+            return packed
+        return T.shift_left(packed, self._every(left)) if left > 0 else T.shift_right(packed, self._every(-left))
+
+    def _field(self, packed: Expr, at: int, width: int, to: int) -> Expr:
+        """The bits ``at`` to ``at + width - 1`` of every byte, moved to bit ``to`` and alone."""
         if width == 8:
             return packed
-        # Levels are the step's multiple of codes.
-        to = shift + self.config.encoding.grid.step.bit_length() - 1
-
-        def every(number: int) -> Expr:
-            return T.broadcast(T.uint8(number), self.layout.vector_bytes)
-
-        if to > at:
-            packed = T.shift_left(packed, every(to - at))
-        elif to < at:
-            packed = T.shift_right(packed, every(at - to))
+        packed = self._shifted(packed, to - at)
         # A shift to the right from the highest bits leaves nothing else.
-        return (
-            packed
-            if to <= at and to == 0 and at + width == 8
-            else T.bitwise_and(packed, every(((1 << width) - 1) << to))
-        )
+        alone = to == 0 and at + width == 8
+        return packed if alone else T.bitwise_and(packed, self._every(((1 << width) - 1) << to))
 
     def unpack_in_place(self, block: Block, step: Expr | int, v: int) -> list[tuple[Expr, int]]:
         """As `unpack`, with fields left where they lie: codes times a power of two, and which. One operation for most."""
-        size, first = self.layout.vector_bytes, (step * self.config.vectors + v) * self.layout.loads
-        (plane,) = self.layout.planes
+        loads = self._loads(block, step, v)
+        signs = self.layout.bits == 1
+        halves = [T.bind(self._shifted(packed, -4)) for packed in loads] if signs else loads
         operands = []
-
-        def masked(packed: Expr, at: int) -> tuple[Expr, int]:
-            mask = T.broadcast(T.uint8(((1 << plane.width) - 1) << at), size)
-            return T.bind(T.bitwise_and(packed, mask)), at
-
-        def shifted(packed: Expr, places: int) -> Expr:
-            return T.bind(T.shift_right(packed, T.broadcast(T.uint8(places), size)))
-
-        for load in range(plane.loads):
-            packed = T.bind(self.blocks.read(block, (first + load) * size, size))
-            half = shifted(packed, 4) if plane.width == 1 else None
-            for at in range(0, 8, plane.width):
-                if half is not None and at >= 4:
-                    # Fewer powers of two are fewer sums side by side.
-                    operands.append(masked(half, at - 4))
-                elif at + plane.width == 8:
-                    operands.append((shifted(packed, at), 0))
-                else:
-                    operands.append(masked(packed, at))
+        for pieces in self.layout.pieces:
+            (load, at, width, _), *rest = pieces
+            if rest or (not signs and at + width == 8):
+                operands.append((self._operand(loads, pieces, 0), 0))
+                continue
+            # Of signs, the upper half is shifted: fewer powers of two are fewer sums side by side.
+            packed, power = (halves[load], at - 4) if signs and at >= 4 else (loads[load], at)
+            operands.append((T.bind(T.bitwise_and(packed, self._every(((1 << width) - 1) << power))), power))
         return operands
-
-    def _joined(self, parts: Sequence[Expr]) -> Expr:
-        joined = parts[0]
-        for part in parts[1:]:
-            joined = T.bitwise_or(joined, part)
-        return T.bind(joined)
 
     def scaling(self, block: Block, v: int) -> Scaling:
         """Scales and zero points of one vector of columns in one block, as float32."""

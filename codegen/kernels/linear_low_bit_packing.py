@@ -14,6 +14,13 @@ smallest number of dot products for which every plane takes whole loads. In a bl
 
 So one load, and a mask and a shift for each field, give the operands of several products. Codes of 8 bits lie as they are, or
 128 lower where the instruction wants signed weights.
+
+Where one instruction inserts bits of a byte into another, codes of 3 bits are not cut into planes. A step of 8 products takes
+3 loads; each has the codes of two products whole, and the two bits that are left of each make up those of the last two:
+
+    bits 0-2 and 3-5 of load 0: products 0 and 1; of load 1: 2 and 3; of load 2: 4 and 5
+    product 6, highest bits first: bits 6-7 of load 0, bit 7 of load 2
+    product 7: bit 6 of load 2, bits 6-7 of load 1
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +42,23 @@ DOT_DEPTHS = (2, 4, 8)
 """Elements of the dot products that there are kernels for."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 """Widths of the planes of codes of so many bits, lowest bits first."""
+
+
+class Piece(NamedTuple):
+    """Bits of a product's codes: the ``width`` ones from ``shift`` on, which a load's bytes have from bit ``at`` on."""
+
+    load: int
+    at: int
+    width: int
+    shift: int
+
+
+IN_THREE_LOADS = (
+    *((Piece(load, at, 3, 0),) for load in range(3) for at in (0, 3)),
+    (Piece(0, 6, 2, 1), Piece(2, 7, 1, 0)),
+    (Piece(2, 6, 1, 2), Piece(1, 6, 2, 0)),
+)
+"""For every product of a step, the pieces of its codes of 3 bits, highest bits first. What is inserted ends a byte."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,18 @@ class BlockLayout(ABC):
         """The planes of a step, in order."""
         widths = PLANES[self.bits]
         return [Plane(w, sum(widths[:n]), self.products * w // 8) for n, w in enumerate(widths)]
+
+    @property
+    def pieces(self) -> Sequence[Sequence[Piece]]:
+        """For every product of a step, where its codes lie among the loads of a vector of columns."""
+        found: list[list[Piece]] = [[] for _ in range(self.products)]
+        first = 0
+        for plane in self.planes:
+            for product, of_product in enumerate(found):
+                load, field = divmod(product, plane.fields)
+                of_product.append(Piece(first + load, field * plane.width, plane.width, plane.shift))
+            first += plane.loads
+        return found
 
     @property
     def columns(self) -> int:
@@ -161,19 +198,17 @@ class BlockLayout(ABC):
         """Codes (panels * columns, K) in the order of the module's docstring: (panels, groups, value_bytes)."""
         word = LANE_WORDS[self.depth]
         shape = panels, self.vectors, self.lanes, groups, self.steps
-        of_planes = []
-        for plane in self.planes:
-            # Axes of the last group: load, field, byte of a lane.
-            cut = codes.reshape(*shape, plane.loads, plane.fields, self.depth)
-            mask = (1 << plane.width) - 1
-            # The fields of a byte are in their places; what overlaps no more can be added.
-            bytes_ = sum(
-                ((field >> plane.shift) & mask) << (number * plane.width) for number, field in enumerate(cut.unbind(-2))
-            )
-            # What one lane reads at once moves as one number: many times faster than byte by byte.
-            words = torch.as_tensor(bytes_).contiguous().view(word).squeeze(-1)
-            of_planes.append(words.permute(0, 3, 4, 1, 5, 2))
-        packed = torch.cat(of_planes, dim=4).contiguous()
+        of_products = codes.reshape(*shape, self.products, self.depth).unbind(-2)
+        bytes_ = [torch.zeros((), dtype=torch.uint8)] * self.loads
+        for product, of_product in zip(of_products, self.pieces, strict=True):
+            for piece in of_product:
+                # Pieces of a byte are in their places; what overlaps no more can be added.
+                moved = ((product >> piece.shift) & ((1 << piece.width) - 1)) << piece.at
+                bytes_[piece.load] = bytes_[piece.load] + moved
+        # What one lane reads at once moves as one number: many times faster than byte by byte.
+        words = torch.stack([of_load.contiguous().view(word).squeeze(-1) for of_load in bytes_], dim=-1)
+        # A copy for certain, here too.
+        packed = words.permute(0, 3, 4, 1, 5, 2).clone(memory_format=torch.contiguous_format)
         return packed.view(torch.uint8).reshape(panels, groups, self.value_bytes)
 
 
@@ -186,6 +221,7 @@ class LowBitLayout(BlockLayout):
         lanes, depth: of the instruction tile that reads it.
         vectors: vectors of columns in a panel.
         signed: whether codes of 8 bits are stored 128 lower.
+        inserting: whether there is an instruction for `IN_THREE_LOADS`, which then is how codes of 3 bits lie.
     """
 
     encoding: Grouped
@@ -193,6 +229,16 @@ class LowBitLayout(BlockLayout):
     depth: int
     vectors: int
     signed: bool = False
+    inserting: bool = False
+
+    @property
+    def inserted(self) -> bool:
+        """Whether codes lie as `IN_THREE_LOADS` says."""
+        return self.inserting and self.bits == 3
+
+    @property
+    def pieces(self) -> Sequence[Sequence[Piece]]:
+        return IN_THREE_LOADS if self.inserted else super().pieces
 
     @property
     def lowered(self) -> bool:

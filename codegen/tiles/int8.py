@@ -63,6 +63,24 @@ class Int8Tile(ABC):
         """Activations of a row that are best loaded at once: one step's, or more, of which a step takes its part."""
         return self.depth
 
+    @property
+    def repeats_loaded(self) -> bool:
+        """Whether a load that puts one number into every lane costs no more than a plain one."""
+        return True
+
+    @property
+    def inserts(self) -> bool:
+        """Whether bytes are shifted by one instruction, and by one below the upper bits of others; see `insert`."""
+        return False
+
+    def insert(self, upper: Expr, lower: Expr, places: int) -> Expr:
+        """The ``places`` highest bits of every byte of ``upper``, and below them the highest ones of ``lower``; uint8.
+
+        Raises:
+            ValueError: where there is no such instruction.
+        """
+        raise ValueError(f"the tile {self.name} inserts no bytes into others")
+
     @abstractmethod
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         """Sums that start from the int32 vector ``initial``; no weight added later exceeds ``weight_bound`` in magnitude.

@@ -45,6 +45,18 @@ class DotTile(Int8Tile):
         """A whole vector: the instruction itself takes one of its four parts."""
         return 16
 
+    @property
+    def repeats_loaded(self) -> bool:
+        """`ld1r` takes a vector pipe besides one of those that load."""
+        return False
+
+    @property
+    def inserts(self) -> bool:
+        return True
+
+    def insert(self, upper: Expr, lower: Expr, places: int) -> Expr:
+        return T.call_llvm_pure_intrin("uint8x16", "llvm.aarch64.neon.vsri.v16i8", upper, lower, T.int32(places))
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         check_weights(self, weight_bound)
         return _DotAccumulator(initial)

@@ -207,7 +207,7 @@ LOW_BITS: dict[str, Case] = {
         *(Levels(kind, 64) for kind in KINDS),  # type: ignore[arg-type]
         *(GroupedInt(bits, 32) for bits in (1, 2, 3, 5, 6, 7, 8)),
         *(GroupedInt(bits, 96, torch.bfloat16, True) for bits in (2, 3, 4, 8)),
-        GroupedInt(2, 8, torch.int8),
+        GroupedInt(2, 32, torch.int8),
     )
     for rows in (1, 9)
 }  # fmt: skip

@@ -144,7 +144,8 @@ def model(
     else:
         scales = encoding.scales({**storage, "tensor_scale": torch.tensor(1.0)}).to(F32)
     ones["scales"] = stored(config, 0, unit=True)["scales"]
-    ones["tensor_scale"] = torch.tensor(1.0)
+    if config.tensor_scale:
+        ones["tensor_scale"] = torch.tensor(1.0)
     levels = decoded(config, ones)
     t, group = np.zeros((len(x), config.out_features), np.float32), group_of(encoding)
     for g in range(config.groups):

@@ -18,10 +18,9 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
-from planish.codegen.kernels.linear_low_bit_packing import PLANES, LowBitLayout
+from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
 from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile
 from planish.ir import Grouped, GroupedInt, Levels
-from planish.ir.encodings.grouped import SCALE_DTYPES
 from planish.targets.host.detect import detect_host
 from planish.targets.host.int8_tiles import INT8_TILES
 from planish.testing.float_kernels import fma
@@ -59,9 +58,33 @@ class PairsTile(Int8Tile):
         return T.bind(sums + even + odd)
 
 
+@dataclass(frozen=True)
+class InsertingTile(Int8Tile):
+    """A tile that inserts bytes into each other and loads no number into every lane, made of one that does not."""
+
+    inner: Int8Tile
+
+    def accumulator(self, initial: Any, weight_bound: int) -> DotAccumulator:
+        return self.inner.accumulator(initial, weight_bound)
+
+    @property
+    def inserts(self) -> bool:
+        return True
+
+    def insert(self, upper: Any, lower: Any, places: int) -> Any:
+        size = self.lanes * self.depth
+        kept = T.bitwise_and(upper, T.broadcast(T.uint8(256 - (256 >> places)), size))
+        return T.bitwise_or(kept, T.shift_right(lower, T.broadcast(T.uint8(places), size)))
+
+    @property
+    def repeats_loaded(self) -> bool:
+        return False
+
+
 DOTS = detect_host().tiles(INT8_TILES)
 PAIRS = [PairsTile("pairs", tile.depth, tile.floats, tile.features, tile) for tile in DOTS[-1:]]
 TILES = [*DOTS, *PAIRS]
+INSERTING = InsertingTile("inserting", DOTS[0].depth, DOTS[0].floats, DOTS[0].features, DOTS[0])
 Problem = tuple[Grouped, int, bool, int]
 """Encoding, groups, bias, columns beyond whole panels."""
 PROBLEMS: list[Problem] = [
@@ -78,6 +101,13 @@ OTHERS: list[Problem] = [
     # One group to a row, with sums beyond what float32 holds.
     (GroupedInt(8, 2048, torch.float32), 1, False, -5),
 ]
+UNCUT: Problem = (GroupedInt(3, 64), 2, True, 3)
+"""Codes of three bits, which lie uncut where bytes are inserted into each other."""
+INSERTED: list[Problem] = [
+    UNCUT,
+    (GroupedInt(3, 32, torch.float32, True), 3, False, -2),
+    *((encoding, 2, True, 1) for encoding in (GroupedInt(1, 32), GroupedInt(2, 96), GroupedInt(4, 32), *FEW[1:])),
+]
 QUICK = (DOTS[0], *PAIRS)
 full, nightly = pytest.mark.full, pytest.mark.nightly
 
@@ -89,6 +119,8 @@ def _tier(tile: Int8Tile) -> Any:
 
 def _marks(tile: Int8Tile, problem: Problem) -> Any:
     """Pairs with the other encodings are run by Arm's full tests, and here by the nightly ones."""
+    if tile == INSERTING:
+        return () if problem == UNCUT else full
     if problem in OTHERS:
         return nightly if tile in PAIRS else full
     return () if tile in QUICK else _tier(tile)
@@ -112,7 +144,8 @@ by_tile = pytest.mark.parametrize(
     "tile", [pytest.param(t, marks=() if t == DOTS[0] else _tier(t)) for t in TILES], ids=_named
 )
 by_problem = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES), ids=_named)
-by_encoding = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES) + _by(OTHERS, QUICK), ids=_named)
+_ENCODINGS = _by(PROBLEMS, TILES) + _by(OTHERS, QUICK) + _by(INSERTED, [INSERTING])
+by_encoding = pytest.mark.parametrize("tile, problem", _ENCODINGS, ids=_named)
 
 
 def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
@@ -301,61 +334,6 @@ def test_one_column(tile: Int8Tile) -> None:
     assert torch.equal(apply(config, layer, *x), model(config, layer, *x))
 
 
-@pytest.mark.parametrize(
-    "scale_dtype", [torch.float16, *(pytest.param(d, marks=full) for d in SCALE_DTYPES[1:])], ids=str
-)
-@pytest.mark.parametrize("lanes, depth, vectors", [(4, 4, 2), (2, 8, 1), (3, 2, 3)])
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_packed_weight_is_laid_out_as_documented(
-    lanes: int, depth: int, vectors: int, bits: int, scale_dtype: torch.dtype
-) -> None:
-    products = {1: 8, 2: 4, 3: 8, 4: 2, 5: 8, 6: 4, 7: 8, 8: 1}[bits]
-    group = 2 * max(2, products) * depth
-    layout = LowBitLayout(GroupedInt(bits, group, scale_dtype, True), lanes, depth, vectors)
-    columns, groups, steps = layout.columns, 2, group // (products * depth)
-    rows = columns + 1
-    generator = torch.Generator().manual_seed(9)
-    codes = torch.randint(0, 1 << bits, (rows, group * groups), generator=generator, dtype=torch.uint8)
-    zeros = torch.randint(0, 1 << bits, (rows, groups), generator=generator, dtype=torch.uint8)
-    scales = torch.randn(rows, groups, generator=generator).to(scale_dtype)
-    packing = layout.encoding.packing
-    storage = {"values": packing.pack(codes), "scales": scales, "zeros": packing.pack(zeros)}
-    packed = layout.pack(storage, rows, group * groups)
-    assert tuple(packed.shape) == layout.packed_shape(rows, group * groups) == (2 * groups, layout.block_bytes)
-    for block in range(2 * groups):
-        values = iter(packed[block].tolist())
-        for step in range(steps):
-            for vector in range(vectors):
-                shift = 0
-                for width in PLANES[bits]:
-                    fields = 8 // width
-                    for load in range(products // fields):
-                        for lane in range(lanes):
-                            for byte in range(depth):
-                                n = block // groups * columns + vector * lanes + lane
-                                k = block % groups * group + (step * products + load * fields) * depth + byte
-                                found = [codes[n, k + f * depth].item() if n < rows else 0 for f in range(fields)]
-                                parts = [
-                                    (code >> shift & (1 << width) - 1) << f * width for f, code in enumerate(found)
-                                ]
-                                assert next(values) == sum(parts)
-                    shift += width
-        rest = torch.tensor(list(values), dtype=torch.uint8)
-        first = block // groups * columns
-        for got, field in ((rest[:-columns].view(scale_dtype), scales), (rest[-columns:], zeros)):
-            mine = field[first:, block % groups][:columns]
-            assert torch.equal(got, torch.nn.functional.pad(mine, (0, columns - len(mine))))
-
-
-def test_codes_of_eight_bits_lie_lower_for_signed_weights() -> None:
-    encoding = GroupedInt(8, 8, torch.float32)
-    codes = torch.arange(16, dtype=torch.uint8).reshape(1, 16) * 17
-    storage = {"values": codes, "scales": torch.ones(1, 2)}
-    plain, signed = (LowBitLayout(encoding, 1, 4, 1, signed).pack(storage, 1, 16)[:, :8] for signed in (False, True))
-    assert torch.equal(plain.flatten(), codes.flatten())
-    assert torch.equal(signed.view(torch.int8).flatten().long(), codes.flatten().long() - 128)
-
-
 def test_refusals() -> None:
     tile = DOTS[0]
     with pytest.raises(ValueError, match="group of 32 does not divide the 80 input features"):
@@ -366,6 +344,8 @@ def test_refusals() -> None:
         LowBitLinear(64, 8, Levels("sign", 16), False, tile, 1, 1)
     with pytest.raises(ValueError, match="dot products of 3 elements"):
         LowBitLayout(GroupedInt(4, 48), 4, 3, 1)
+    with pytest.raises(ValueError, match="inserts no bytes"):
+        tile.insert(T.uint8(0), T.uint8(0), 1)
     with pytest.raises(ValueError, match="at least 1"):
         LowBitLinear(64, 8, GroupedInt(4, 32), False, tile, 0, 1)
     with pytest.raises(ValueError, match="too large here: use at most 518"):
