@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
@@ -12,10 +13,12 @@ import torch
 from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
-from planish.codegen.kernels.blocks import linear_int4_layer as blocks
+from planish.codegen.kernels.blocks import linear_int4_layer as int4_blocks
+from planish.codegen.kernels.blocks import linear_low_bit as blocks
 from planish.codegen.kernels.blocks import quantize_activation as quantize_blocks
 from planish.codegen.kernels.blocks.linear_int4 import linear_int4 as block_linear_int4
-from planish.codegen.kernels.blocks.linear_int4_packing import BlockInt4Layout
+from planish.codegen.kernels.blocks.linear_int4_packing import PRODUCT, BlockInt4Layout
+from planish.codegen.kernels.blocks.linear_low_bit_layer import BlockLowBit
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
@@ -38,6 +41,26 @@ def _quantize_in_blocks(config: QuantizeActivation) -> Any:
     return quantize_blocks.quantize_activation(config)
 
 
+@emitted_once
+def _int4_in_blocks(config: int4_blocks.BlockLinearInt4) -> Any:
+    return block_linear_int4(config)
+
+
+@emitted_once
+def _in_blocks(config: BlockLowBit) -> Any:
+    return blocks.linear_low_bit(config)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One way to compute a layer: the PrimFunc of (x, its scales, weights..., [bias], y), and words for the report."""
+
+    function: Callable[[], Any]
+    weights: tuple[Packed, ...]
+    tile: str
+    schedule: str
+
+
 class QuantizedLinearFamily(Family):
     """y = scale * sum over groups of exact integer products * group scale."""
 
@@ -56,67 +79,70 @@ class QuantizedLinearFamily(Family):
         if not isinstance(encoding, Grouped):
             return f"the weight is encoded as {encoding}, not in groups of integer levels"
         outs, ins = param.type.concrete({})
-        limits = site.target.blocks
         try:
-            if limits is not None:
-                if not isinstance(encoding, GroupedInt) or encoding.bits != 4 or encoding.zero_points:
-                    return (
-                        f"{site.target.name} has kernels for integers of 4 bits without zero points, not for {encoding}"
-                    )
-                scale_dtype = str(encoding.scale_dtype).removeprefix("torch.")
-                of_blocks = blocks.configure(
-                    BlockInt4Layout(outs, ins, encoding.group, scale_dtype), bias is not None, limits
-                )
-                make, weights, schedule = (
-                    partial(_in_blocks, of_blocks),
-                    [_packed_for_blocks(param, of_blocks)],
-                    _BLOCKS,
-                )
-                tile = "s8 products"
-            else:
-                config = configurations(site.target.int8_tile, ins, outs, encoding, bias is not None)[0]
-                make, weights, tile = partial(_linear, config), [_packed(param, config)], config.tile.name
-                schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors"
-                schedule += f", {config.task_panels} panels a task"
+            variant = (_of_blocks if site.target.blocks else _of_vectors)(param, bias is not None, site)
         except ValueError as error:
             return str(error)
-        packed_bytes = prod(weights[0].shape)
-        if added is not None:
-            weights.append(as_float32(added))
+        packed_bytes = sum(prod(w.shape) * w.dtype.itemsize for w in variant.weights)
+        weights = variant.weights if added is None else (*variant.weights, as_float32(added))
         rows = product(codes.type.shape[:-1])
 
         def emit(to: Emitter, operands: Sequence[Expr | None]) -> list[Expr]:
             inputs = [to.view(operands[0], [rows, ins]), to.view(operands[1], [rows, 1])]
             inputs += [to.weight(w) for w in weights]
-            (y,) = to.call(make(), inputs, [([rows, outs], "float32")])
+            (y,) = to.call(variant.function(), inputs, [([rows, outs], "float32")])
             return [to.view(y, node.output.type.shape)]
 
         return Kernel(
-            name=f"{self.name}[{encoding}, {tile}]",
-            schedule=schedule,
+            name=f"{self.name}[{encoding}, {variant.tile}]",
+            schedule=variant.schedule,
             reads=(0, 1),
             emit=emit,
-            weights=tuple(weights),
+            weights=weights,
             traffic=packed_bytes + rows * (ins + 4) + 4 * rows * outs,
             work=2 * rows * ins * outs,
             arithmetic="int8",
         )
 
 
-_BLOCKS = "16 or 32 output features to a block, or 128 of them and up to 128 rows; codes through shared memory"
+_INT4_BLOCKS = "16 or 32 output features to a block, or 128 of them and up to 128 rows; codes through shared memory"
 
 
-@emitted_once
-def _in_blocks(config: blocks.BlockLinearInt4) -> Any:
-    return block_linear_int4(config)
+def _of_vectors(param: Param, bias: bool, site: Site) -> _Variant:
+    """The kernel of a processor; raises ValueError, saying why, where there is none."""
+    encoding, (outs, ins) = param.encoding, param.type.concrete({})
+    assert isinstance(encoding, Grouped)
+    config = configurations(site.target.int8_tile, ins, outs, encoding, bias)[0]
+    schedule = f"register tiles of {config.rows} rows x {config.vectors} vectors, {config.task_panels} panels a task"
+    return _Variant(partial(_linear, config), (_packed(param, config),), config.tile.name, schedule)
 
 
-def _packed_for_blocks(param: Param, config: blocks.BlockLinearInt4) -> Packed:
+def _of_blocks(param: Param, bias: bool, site: Site) -> _Variant:
+    """The kernel in blocks of threads; raises ValueError, saying why, where there is none."""
+    limits, encoding, (outs, ins) = site.target.blocks, param.encoding, param.type.concrete({})
+    assert limits is not None and isinstance(encoding, Grouped)
+    of_int4 = isinstance(encoding, GroupedInt) and encoding.bits == 4 and not encoding.zero_points
+    if of_int4 and encoding.group % PRODUCT == 0:
+        layout = BlockInt4Layout(outs, ins, encoding.group, str(encoding.scale_dtype).removeprefix("torch."))
+        of_blocks = int4_blocks.configure(layout, bias, limits)
+        weight = _packed_int4(param, of_blocks)
+        return _Variant(partial(_int4_in_blocks, of_blocks), (weight,), "s8 products", _INT4_BLOCKS)
+    config = BlockLowBit(ins, outs, encoding, bias)
+    packed = tuple(_packed_field(param, config, field) for field in config.stored)
+    return _Variant(partial(_in_blocks, config), packed, "s8 products", blocks.SCHEDULE)
+
+
+def _packed_int4(param: Param, config: int4_blocks.BlockLinearInt4) -> Packed:
     def make() -> torch.Tensor:
         storage = param.storage()
         return config.layout.pack(storage["values"], storage["scales"])
 
     return Packed(f"{param.name}:int4 in blocks", torch.uint8, config.layout.shape, make)
+
+
+def _packed_field(param: Param, config: BlockLowBit, field: str) -> Packed:
+    dtype, shape = config.stored[field]
+    return Packed(f"{param.name}:{field} in panels", dtype, shape, lambda: config.pack(field, param.storage()))
 
 
 def _packed(param: Param, config: LowBitLinear) -> Packed:

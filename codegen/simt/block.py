@@ -90,6 +90,10 @@ class Block(ABC):
         """``result[t] = source[t ^ mask]`` within each warp, for element 0; both are one element, of four bytes."""
 
     @abstractmethod
+    def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
+        """Within a phase: ``sums[at] += a . b``, words (uint32) of four int8 each and an int32, exactly. (PTX: dp4a.)"""
+
+    @abstractmethod
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
     ) -> None:

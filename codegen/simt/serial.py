@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import LlvmDialect
+from planish.codegen.math import hold
 from planish.codegen.simt.block import WARP, Block, Registers, bytes_of, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
@@ -81,6 +82,11 @@ class SerialBlock(Block):
         assert isinstance(source, _Registers)
         with self.phase() as thread:
             result[0] = source.of(T.bitwise_xor(thread, T.int32(mask)), 0)
+
+    def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
+        a, b = hold(a), hold(b)
+        with T.serial(T.int32(4)) as part:
+            sums[at] = sums[at] + _byte(a, part) * _byte(b, part)
 
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False

@@ -23,6 +23,9 @@ def device_call(name: str, source: str, *arguments: Expr, result: str = "void") 
     return T.cuda.func_call(full, *arguments, source_code=source.replace("NAME", full).strip(), return_type=result)
 
 
+_DOT_S8 = "__device__ __forceinline__ int NAME(unsigned a, unsigned b, int c) { return __dp4a((int)a, (int)b, c); }"
+
+
 def _mma(kind: str, sum_type: str, constraint: str, fresh: bool = False) -> str:
     held = "=" if fresh else "+"
     outputs = ", ".join(f'"{held}{constraint}"(d[{n}])' for n in range(4))
@@ -178,6 +181,9 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
   return __shfl_xor_sync(0xffffffffu, x, {mask});
 }}"""
         result[0] = device_call(f"exchange_{source.dtype}_{mask}", source_text, source[0], result=source.dtype)
+
+    def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
+        sums[at] = device_call("dot_s8", _DOT_S8, a, b, sums[at], result="int32")
 
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
