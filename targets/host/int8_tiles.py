@@ -78,18 +78,45 @@ class _PairAccumulator(DotAccumulator):
         return self._sums
 
 
+class _WordAccumulator(DotAccumulator):
+    """Bytes of even and of odd places as words, whose products ``vpmaddwd`` sums into int32 at once: for weights whose pairs
+    int16 does not hold."""
+
+    def __init__(self, initial: Expr, lanes: int) -> None:
+        self._sums, self._lanes = initial, lanes
+        _, self._words = _PAIR_INTRINSICS[lanes]
+
+    def add(self, weights: Expr, activations: Expr) -> None:
+        kind = f"x{2 * self._lanes}"
+        byte = T.broadcast(T.int16(8), 2 * self._lanes)
+        w, x = T.reinterpret(f"uint16{kind}", weights), T.reinterpret(f"int16{kind}", activations)
+        even = T.bitwise_and(w, T.broadcast(T.uint16(255), 2 * self._lanes))
+        odd = T.shift_right(w, T.broadcast(T.uint16(8), 2 * self._lanes))
+        for of_weights, of_activations in (
+            (even, T.shift_right(T.shift_left(x, byte), byte)),
+            (odd, T.shift_right(x, byte)),
+        ):
+            factors = T.reinterpret(f"int16{kind}", of_weights), of_activations
+            summed = T.call_llvm_pure_intrin(f"int32x{self._lanes}", self._words, *factors)
+            self._sums = T.bind(self._sums + summed)
+
+    def value(self) -> Expr:
+        return self._sums
+
+
 @dataclass(frozen=True)
 class PairTile(Int8Tile):
     """``vpmaddubsw`` and ``vpmaddwd``, for processors without VNNI."""
 
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        return 0, 255
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
+        check_weights(self, weight_bound)
         # -128 is counted as a possible activation: exactness must not hang on how they were clamped.
         steps = 32767 // (2 * 128 * weight_bound)
-        if steps == 0:
-            raise ValueError(
-                f"the tile {self.name} saturates for weights of {weight_bound}: 127 is the most it sums exactly"
-            )
-        return _PairAccumulator(initial, self.lanes, steps)
+        return _PairAccumulator(initial, self.lanes, steps) if steps else _WordAccumulator(initial, self.lanes)
 
 
 AVX512_VNNI = VnniTile(
