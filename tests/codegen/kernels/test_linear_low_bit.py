@@ -144,7 +144,9 @@ by_tile = pytest.mark.parametrize(
     "tile", [pytest.param(t, marks=() if t == DOTS[0] else _tier(t)) for t in TILES], ids=_named
 )
 by_problem = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES), ids=_named)
-_ENCODINGS = _by(PROBLEMS, TILES) + _by(OTHERS, QUICK) + _by(INSERTED, [INSERTING])
+# Weights of a whole byte are what the tiles without their product sum in another way.
+BYTES = [problem for problem in OTHERS if problem[0].grid.count == 256]
+_ENCODINGS = _by(PROBLEMS, TILES) + _by(OTHERS, QUICK) + _by(BYTES, DOTS[-1:]) + _by(INSERTED, [INSERTING])
 by_encoding = pytest.mark.parametrize("tile, problem", _ENCODINGS, ids=_named)
 
 
