@@ -14,15 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from planish.ir.encodings import Grouped
 from planish.ir.encodings.grouped import Rounded
 from planish.ir.errors import InputError
-from planish.passes.scale_search import FRACTIONS, best_fractions
+from planish.passes.rounding_grids import RoundingGrid
 
 BLOCK = 128
 """Columns after which what is lost is passed on to all the others, as one product of matrices."""
-COARSE = FRACTIONS[::5]
-"""What the search for scales tries: they are only where the fit to the codes begins."""
 ROWS = 2048
 """Rows rounded at a time: rows do not see each other, and columns of so many stay in the caches."""
 
@@ -98,7 +95,7 @@ def _invert_lower(matrix: torch.Tensor) -> None:
 def gptq(
     weight: torch.Tensor,
     curvature: Curvature,
-    encoding: Grouped,
+    grid: RoundingGrid,
     *,
     refine: int = 1,
     aim: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -108,7 +105,7 @@ def gptq(
     Args:
         weight: [out, in].
         curvature: of its inputs.
-        encoding: the grid; scales of a group are found by search as in `scale_search`.
+        grid: of its encoding (`rounding_grids.grid_of`).
         refine: how many times scales are put where they fit the codes best (least squares in the norm of H) and all is
             rounded again with them; each row keeps the best it has seen. The search knows nothing of the columns that will be
             moved: with few levels the scales that it finds are too small.
@@ -118,24 +115,25 @@ def gptq(
     factor, hessian = curvature.factor, curvature.hessian
     for rows in weight.split(ROWS):
         wanted = rows.to(torch.float64) if aim is None else aim(rows.to(torch.float64))
-        rounded, loss = _round_rows(wanted, factor, encoding, None)
+        rounded, loss = _round_rows(wanted, factor, grid, None)
         for _ in range(refine):
-            rounded, loss = _refitted(wanted, hessian, encoding, rounded, loss)
-            again, after = _round_rows(wanted, factor, encoding, rounded)
+            rounded, loss = _refitted(wanted, hessian, grid, rounded, loss)
+            again, after = _round_rows(wanted, factor, grid, rounded)
             rounded, loss = _better(rounded, loss, again, after)
         if refine:
-            rounded, loss = _refitted(wanted, hessian, encoding, rounded, loss)
-        parts.append(encoding.packed(rounded))
+            rounded, loss = _refitted(wanted, hessian, grid, rounded, loss)
+        parts.append(grid.packed(rounded))
         losses.append(float(loss.sum()))
-    storage = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+    # What has no rows, such as a scale of the whole tensor, is the same in all parts.
+    storage = {f: torch.cat([part[f] for part in parts]) if first.dim() else first for f, first in parts[0].items()}
     return Rounding(storage, sum(losses) / len(weight))
 
 
 def _round_rows(
-    wanted: torch.Tensor, factor: torch.Tensor, encoding: Grouped, scaled: Rounded | None
+    wanted: torch.Tensor, factor: torch.Tensor, grid: RoundingGrid, scaled: Rounded | None
 ) -> tuple[Rounded, torch.Tensor]:
     """Rows [rows, in] rounded, with the scales of `scaled` or by search, and the loss of each row."""
-    columns, group = wanted.t().clone(memory_format=torch.contiguous_format), encoding.group
+    columns, group = wanted.t().clone(memory_format=torch.contiguous_format), grid.group
     codes = torch.empty(columns.shape, dtype=torch.uint8)
     loss = torch.zeros(columns.shape[1], dtype=torch.float64)
     scales: list[torch.Tensor] = []
@@ -144,13 +142,13 @@ def _round_rows(
         errors = torch.empty(stop - start, columns.shape[1], dtype=torch.float64)
         for j in range(start, stop):
             if j % group == 0:
-                scale, zero = _fitted(columns[j : j + group].t().contiguous(), encoding, scaled, j // group)
+                scale, zero = _fitted(columns[j : j + group].t().contiguous(), grid, scaled, j // group)
                 step = scale.to(torch.float64)
                 scales.append(scale)
                 zeros += [] if zero is None else [zero]
             column = columns[j].unsqueeze(1)
-            code = encoding.quantize(column, step, zero)
-            error = (column - encoding.restored(Rounded(code, scale, zero))).squeeze(1) / factor[j, j]
+            code = grid.codes(column, step, zero)
+            error = (column - grid.restored(code, step, zero)).squeeze(1) / factor[j, j]
             codes[j], errors[j - start] = code.squeeze(1), error
             columns[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
@@ -160,30 +158,28 @@ def _round_rows(
 
 
 def _fitted(
-    ahead: torch.Tensor, encoding: Grouped, scaled: Rounded | None, number: int
+    ahead: torch.Tensor, grid: RoundingGrid, scaled: Rounded | None, number: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scales and zero points (rows, 1) of a group whose columns, as they are now, are `ahead`."""
     if scaled is None:
-        return encoding.fitted(ahead, best_fractions(encoding, ahead, COARSE))
+        return grid.fitted(ahead)
     return scaled.scales[:, number], None if scaled.zeros is None else scaled.zeros[:, number]
 
 
 def _refitted(
-    wanted: torch.Tensor, hessian: torch.Tensor, encoding: Grouped, rounded: Rounded, loss: torch.Tensor
+    wanted: torch.Tensor, hessian: torch.Tensor, grid: RoundingGrid, rounded: Rounded, loss: torch.Tensor
 ) -> tuple[Rounded, torch.Tensor]:
     """One group after the other, the scale that fits the codes best while the others stay, where that is better once it is
     stored: a change c costs c^2 a - 2 c b, with a the group's own curvature along its levels and b the slope there."""
-    levels = encoding.grid.levels(rounded.codes).to(torch.float64)
-    if rounded.zeros is not None:
-        levels -= rounded.zeros.to(torch.float64)
-    slopes = (wanted - encoding.restored(rounded).flatten(1)) @ hessian
+    levels = grid.levels(rounded.codes, rounded.zeros)
+    slopes = (wanted - grid.restored(rounded.codes, rounded.scales, rounded.zeros).flatten(1)) @ hessian
     scales, size = rounded.scales.clone(), levels.shape[2]
     for g in range(levels.shape[1]):
         here, level, scale = slice(g * size, (g + 1) * size), levels[:, g], scales[:, g].to(torch.float64)
         pull = level @ hessian[here, g * size :]
         a = (pull[:, :size] * level).sum(1, keepdim=True)
         b = (slopes[:, here] * level).sum(1, keepdim=True)
-        moved = encoding.kept(torch.where(a > 0, scale + b / a, scale))
+        moved = grid.kept(torch.where(a > 0, scale + b / a, scale))
         change = moved.to(torch.float64) - scale
         gain = change * (change * a - 2 * b)
         taken = gain < 0

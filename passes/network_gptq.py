@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from planish.ir.encodings import Grouped
+from planish.ir.encodings import Encoding
 from planish.ir.module import Function, Module, Node, Operand, Value
 from planish.ir.ops import Embedding, QuantizedLinear
 from planish.ir.params import InMemory, Param
@@ -21,6 +21,7 @@ from planish.passes.calibration.lockstep import Read
 from planish.passes.calibration.shelf import Shelf
 from planish.passes.gptq import Curvature, curvature, gptq
 from planish.passes.roles import weight_of
+from planish.passes.rounding_grids import grid_of
 
 FUNCTION = "forward"
 
@@ -74,7 +75,7 @@ def stages(function: Function, names: Mapping[str, object]) -> tuple[list[Stage]
 
 def round_network(
     module: Module,
-    encodings: Mapping[str, Grouped],
+    encodings: Mapping[str, Encoding],
     calibration: Calibration,
     *,
     original: Module | None,
@@ -87,7 +88,7 @@ def round_network(
 
     Args:
         module: weights that are rounded without calibration are rounded already.
-        encodings: by name, for weights that a stage reads.
+        encodings: by name, for weights that a stage reads; each has a grid (`rounding_grids.grid_of`).
         calibration: the data; its workspace keeps finished weights.
         original: the network whose results are to be approximated; None for what each weight gives on the new inputs.
         damping: see `gptq.curvature`.
@@ -122,8 +123,10 @@ def round_network(
             for param, finished in zip(params, kept):
                 if finished is None:
                     assert seen is not None
-                    weight, encoding = module.params[param.name].value(), encodings[param.name]
-                    rounding = gptq(weight, seen.curvature, encoding, refine=refine, aim=seen.aim)
+                    weight = module.params[param.name].value()
+                    grid = grid_of(param.encoding, weight)
+                    assert grid is not None
+                    rounding = gptq(weight, seen.curvature, grid, refine=refine, aim=seen.aim)
                     storage, loss = rounding.storage, rounding.loss
                     in_memory = Param(param.name, param.type, param.encoding, InMemory(storage))
                     result = in_memory if workspace is None else workspace.save(param, storage, loss)

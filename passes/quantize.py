@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from planish.ir.encodings import Encoding, Grouped, NvFp4
+from planish.ir.encodings import Encoding, Float8, Grouped, NvFp4
 from planish.ir.errors import InputError
 from planish.ir.module import Module
 from planish.ir.params import Computed, Param, Storage
@@ -70,9 +70,7 @@ class Quantize(Pass):
         if self.average_bits is not None:
             chosen = self._allocated(module, chosen, context)
         encodings = {name: _encoding(module.params[name], choice) for name, choice in chosen.items()}
-        calibrated = {
-            name: e for name, e in encodings.items() if chosen[name].method == "gptq" and isinstance(e, Grouped)
-        }
+        calibrated = {name: encoding for name, encoding in encodings.items() if chosen[name].method == "gptq"}
         notes = [*idle]
         unseen: list[str] = []
         if calibrated:
@@ -148,10 +146,10 @@ class Quantize(Pass):
 def _encoding(param: Param, choice: Choice) -> Encoding:
     """Raises InputError for a method that the format does not go with."""
     encoding = encoding_of(param, choice.format, choice.group, choice.scales, choice.zero_points)
-    if choice.method == "gptq" and not isinstance(encoding, Grouped):
+    if choice.method == "gptq" and isinstance(encoding, Float8):
         raise InputError(
-            f"the method 'gptq' goes with integers and grids of levels, not with {encoding} for {param.name!r}; "
-            f"choose 'rtn' or 'mse' for it"
+            f"the method 'gptq' goes with groups of columns that share a scale, not with {encoding} for {param.name!r}; "
+            f"choose 'rtn' for it"
         )
     if choice.method == "gptq" and choice.scales == "int8":
         raise InputError(

@@ -111,7 +111,7 @@ class NvFp4(_Blocks):
 
     def encode(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """The largest of the tensor takes the largest scale, the largest of a block the largest four-bit float."""
-        whole = self._whole(tensor, LARGEST_E4M3)
+        whole = self.tensor_scale(tensor, LARGEST_E4M3)
 
         def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
             blocks = self.blocks(rows)
@@ -122,7 +122,7 @@ class NvFp4(_Blocks):
     def encode_four_over_six(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scales leave room upwards, so that the largest of a block may become 4 instead of 6, whichever leaves the smaller
         squared error: the step from 4 to 6 is the widest one."""
-        whole = self._whole(tensor, 256.0)
+        whole = self.tensor_scale(tensor, 256.0)
 
         def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
             blocks = self.blocks(rows)
@@ -132,8 +132,8 @@ class NvFp4(_Blocks):
 
         return {**encoded_by_rows(tensor, of_rows), "tensor_scale": whole.to(torch.float32)}
 
-    def _whole(self, tensor: torch.Tensor, largest_scale: float) -> torch.Tensor:
-        """The tensor's scale as float32 holds it, in float64."""
+    def tensor_scale(self, tensor: torch.Tensor, largest_scale: float) -> torch.Tensor:
+        """The scale of a tensor whose largest block is to have `largest_scale`, as float32 holds it, in float64."""
         self.layout(TensorType(tensor.dtype, tuple(tensor.shape)))
         size = torch.stack([tensor.amax(), -tensor.amin()]).amax() if tensor.numel() else torch.zeros(())
         whole = (size.to(torch.float64) / (LARGEST_E2M1 * largest_scale)).to(torch.float32)

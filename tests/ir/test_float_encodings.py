@@ -62,7 +62,7 @@ def test_four_over_six_is_never_worse_for_the_same_scales(data: st.DataObject) -
     x = data.draw(weights(16))
     both = NvFp4().encode_four_over_six(x)
     assert {name: type_of(t) for name, t in both.items()} == NvFp4().layout(type_of(x))
-    blocks, whole = NvFp4().blocks(x), NvFp4()._whole(x, 256.0)
+    blocks, whole = NvFp4().blocks(x), NvFp4().tensor_scale(x, 256.0)
     six = {**NvFp4()._storage(blocks, NvFp4()._bits(blocks, whole, 6.0), whole), "tensor_scale": whole.float()}
 
     def error(storage: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -129,7 +129,7 @@ def test_floats_of_few_bits() -> None:
     ):
         Quantize(format="mxfp4", method="mse").apply(module, Context())
     with pytest.raises(
-        InputError, match="the method 'gptq' goes with integers and grids of levels, not with float8-row"
+        InputError, match="the method 'gptq' goes with groups of columns that share a scale, not with float8-row"
     ):
         Quantize(format="float8", method="gptq").apply(module, Context())
 
