@@ -33,8 +33,9 @@ CHECKPOINT = ROOT / "examples" / "tiny-llama"
 WIDTHS: dict[str, float] = {"sign": 1, "ternary": 1.58, "stretched": 2, "3": 3, "4": 4}
 METHODS = ("rtn", "gptq", "qat")
 CONTEXT, ROWS = 512, 8
-# By format: the fewer levels, the further weights have to move.
-RATES = {"sign": 1e-3, "ternary": 1e-3, "stretched": 1e-3, "3": 5e-4, "4": 5e-4}
+# By format, the learning rate and the weight of the original's logits in the loss: the fewer levels, the further weights have
+# to move; with many there is little to repair, and the original is the better teacher of it than a new text.
+TRAINING = {"sign": (1e-3, 0.0), "ternary": (1e-3, 0.0), "stretched": (1e-3, 0.0), "3": (2e-4, 0.5), "4": (2e-4, 0.5)}
 
 
 def main() -> None:
@@ -114,9 +115,11 @@ def train(
     from planish.training import TrainingOptions
 
     encodings = {name: encoding for name, encoding in chosen.items() if isinstance(encoding, Grouped)}
+    rate, distillation = TRAINING[width]
     training = TrainingOptions(
         steps=options.steps,
-        learning_rate=RATES[width],
+        learning_rate=rate,
+        distillation=distillation,
         warmup=options.steps // 20,
         clip=1.0,
         activations="int8",

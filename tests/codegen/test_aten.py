@@ -70,7 +70,7 @@ def test_drawn_calls(shard: int) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("shard", [n if n < 2 else pytest.param(n, marks=pytest.mark.nightly) for n in range(SHARDS)])
 def test_many_drawn_calls(shard: int) -> None:
     check(draw(sorted(ATEN_SAMPLES)[shard::SHARDS], seed=100 + shard, count=5), shard)
 

@@ -285,7 +285,7 @@ def test_bits_do_not_depend_on_the_configuration(tile: Int8Tile) -> None:
         assert torch.equal(apply(config, layer, *x), expected)
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 @by_problem
 def test_every_register_tile_at_every_number_of_rows(tile: Int8Tile, problem: Any) -> None:
     encoding, groups, bias, beyond = problem

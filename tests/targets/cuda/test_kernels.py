@@ -69,6 +69,8 @@ def test_four_bits_agree_with_the_host(machine: Executable) -> None:
         assert bool((distance <= distance_allowed(weight, bias, *inputs)).all()), name
 
 
+# By day the kernels whose threads work together are held to that in the tests of their own.
+@pytest.mark.nightly
 def test_results_do_not_depend_on_the_order_of_the_threads() -> None:
     one, other = _thread_by_thread(), _thread_by_thread(backwards=True)
     for number, (name, case) in enumerate(everything().items()):

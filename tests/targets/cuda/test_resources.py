@@ -47,8 +47,8 @@ def outside_registers(found: list[Resources]) -> str:
     return "\n".join(str(r) for r in found if r.spill_stores or r.spill_loads or (r.stack and r.kernel not in ANGLES))
 
 
-# Between the oldest and the newest with products of warpgroups lies nothing new; all of them by night.
-BY_DAY = ("sm_80", "sm_90")
+# One of them by day: the code that is specific to a processor has tests of its own.
+BY_DAY = ("sm_90",)
 MACHINES = [p if p in BY_DAY else pytest.param(p, marks=pytest.mark.nightly) for p in PROCESSORS]
 
 
