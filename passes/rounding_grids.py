@@ -13,6 +13,7 @@ from planish.ir.encodings.float_blocks import (
     FOURS,
     LARGEST_E2M1,
     LARGEST_E4M3,
+    ROOMY_E4M3,
     SMALLEST_E4M3,
     e2m1_codes,
     e2m1_values,
@@ -118,7 +119,7 @@ class NvFp4Grid(FourBitFloats):
     @classmethod
     def of(cls, weight: torch.Tensor) -> NvFp4Grid:
         """With room above the scales, as four over six has it: compensation makes columns grow."""
-        return cls(NvFp4().tensor_scale(weight, 256.0))
+        return cls(NvFp4().tensor_scale(weight, ROOMY_E4M3))
 
     def kept(self, scales: torch.Tensor) -> torch.Tensor:
         bits = e4m3_bits((scales / self.whole).clamp(SMALLEST_E4M3, LARGEST_E4M3))

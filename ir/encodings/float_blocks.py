@@ -25,6 +25,8 @@ from planish.ir.types import TensorType
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Of E2M1, by code."""
 LARGEST_E2M1, LARGEST_E4M3, SMALLEST_E4M3 = 6.0, 448.0, 2.0**-9
+ROOMY_E4M3 = 256.0
+"""The largest scale where room is left above it: from 6 to 4 a scale grows by half, 384 is below 448."""
 BIAS_E8M0 = 127
 FOURS = BitPacking(4)
 
@@ -122,7 +124,7 @@ class NvFp4(_Blocks):
     def encode_four_over_six(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scales leave room upwards, so that the largest of a block may become 4 instead of 6, whichever leaves the smaller
         squared error: the step from 4 to 6 is the widest one."""
-        whole = self.tensor_scale(tensor, 256.0)
+        whole = self.tensor_scale(tensor, ROOMY_E4M3)
 
         def of_rows(rows: torch.Tensor) -> dict[str, torch.Tensor]:
             blocks = self.blocks(rows)
