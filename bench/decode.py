@@ -4,9 +4,10 @@
     python bench/decode.py --shape guard --encodings 4 3 2 ternary2 sign
 
 Weights are random: speed depends on shapes. Every class of tensor has the same bits per weight on both sides (4-bit
-groups of 32 with a 16-bit scale). With `--encodings`, decode alone in several formats, each in groups of 128, beside
-llama.cpp's Q4_0, Q2_K, TQ2_0 and TQ1_0 and ONNX Runtime's int4: the whole step in each of them, with the cache of the
-tokens before. ONNX Runtime has blocks of 32 with a 32-bit scale and a graph like that of onnxruntime-genai's builder.
+groups of 32 with a 16-bit scale). Prefill also runs beside transformers' model in bfloat16. With `--encodings`, decode alone
+in several formats, each in groups of 128, beside llama.cpp's Q4_0, Q2_K, TQ2_0 and TQ1_0 and ONNX Runtime's int4: the whole
+step in each of them, with the cache of the tokens before. ONNX Runtime has blocks of 32 with a 32-bit scale and a graph like
+that of onnxruntime-genai's builder. What formats lose is measured by bench/pareto.py and bench/four_bits.py.
 Prints one JSON line a figure. Needs the extra "bench".
 """
 
@@ -234,6 +235,7 @@ def _memory(artifact: Path, threads: int, name: str) -> dict[str, Any]:
 def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -> list[dict[str, Any]]:
     import gguf
     from measure import conditions, take_turns
+    from peers import torch_bfloat16
     from peers.llama_cpp import LlamaCpp, write_gguf
     from shapes import SHAPES
 
@@ -256,7 +258,8 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
     decode = take_turns({"ours": our_token, "llama.cpp": their_token, **streams}, rounds)
     contended = _contended({"ours": our_token, "llama.cpp": their_token})
     theirs.reset()
-    prefill = take_turns({"ours": our_prompt, "llama.cpp": their_prompt}, rounds)
+    bfloat16 = torch_bfloat16.prompt(shape.save(folder / f"{name}-checkpoint"), ids, threads)
+    prefill = take_turns({"ours": our_prompt, "llama.cpp": their_prompt, "torch": bfloat16}, rounds)
     weights = _read_of_ours(artifact)
     # The machine can read at least as fast as anything here did.
     reads = {way: READ_BYTES / decode.median(way) for way in streams}
@@ -280,6 +283,8 @@ def _speed(artifact: Path, threads: int, rounds: int, name: str, folder: Path) -
             "tokens_per_s": round(PROMPT / prefill.median("ours"), 1),
             "llama_cpp_tokens_per_s": round(PROMPT / prefill.median("llama.cpp"), 1),
             "ratio": round(prefill.ratio("llama.cpp", "ours"), 3),
+            "torch_bfloat16_tokens_per_s": round(PROMPT / prefill.median("torch"), 1),
+            "ratio_to_torch_bfloat16": round(prefill.ratio("torch", "ours"), 3),
             **conditions(prefill),
         },
     ]

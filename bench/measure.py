@@ -20,6 +20,8 @@ QUIET_CORES = 0.12
 TURN_SECONDS = 0.15
 """Long enough for the operating system's clock ticks of 10 ms to tell a disturbed round from a quiet one."""
 
+SETTLING_SECONDS = 0.03
+
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -51,7 +53,10 @@ class Timings:
 
 
 def take_turns(candidates: Mapping[str, Callable[[int], object]], rounds: int) -> Timings:
-    """Time ``candidates`` in ``rounds`` rounds; each is called with 0, 1, 2, ... for ``TURN_SECONDS`` in every round."""
+    """Time ``candidates`` in ``rounds`` rounds; each is called with 0, 1, 2, ... for ``TURN_SECONDS`` in every round.
+
+    A turn begins with calls that are not timed: the threads of the one before may still wait for work without sleeping.
+    """
     calls = {name: _calls(call) for name, call in candidates.items()}
     samples: list[tuple[dict[str, float], bool]] = []
     for _ in range(rounds):
@@ -59,6 +64,7 @@ def take_turns(candidates: Mapping[str, Callable[[int], object]], rounds: int) -
         begin = time.perf_counter()
         taken = {}
         for name, call in candidates.items():
+            _settle(call)
             start = time.perf_counter()
             for number in range(calls[name]):
                 call(number)
@@ -76,8 +82,17 @@ def conditions(timings: Timings) -> dict[str, Any]:
     return {"rounds": len(timings.rounds), "dropped": timings.dropped, "disturbed": timings.disturbed}
 
 
+def _settle(call: Callable[[int], object]) -> None:
+    """Call for ``SETTLING_SECONDS``, and once at least."""
+    end, number = time.perf_counter() + SETTLING_SECONDS, 0
+    while number == 0 or time.perf_counter() < end:
+        call(number)
+        number += 1
+
+
 def _calls(call: Callable[[int], object]) -> int:
-    """How many calls last ``TURN_SECONDS``, found by doubling; this also warms up."""
+    """How many calls last ``TURN_SECONDS``, found by doubling."""
+    _settle(call)
     calls = 1
     while True:
         start = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from planish.codegen.artifact import TOKENIZER_FILES, Artifact, Writer
 from planish.codegen.decompositions import DECOMPOSITIONS
 from planish.codegen.family import Kernel, Packed, Site
-from planish.codegen.legalise import legalise
+from planish.codegen.legalise import Served, legalise
 from planish.codegen.lower import Lowered, lower
 from planish.codegen.pipeline import compile_module
 from planish.codegen.registry import select
@@ -21,7 +21,7 @@ from planish.codegen.runtime.manifest import KERNELS, MODULE, WEIGHTS, identity
 from planish.codegen.states import choose_layouts, layouts_of
 from planish.codegen.target import Target
 from planish.codegen.weights_file import write_weights
-from planish.ir import Function, InputError, Module, Node, TensorType
+from planish.ir import Function, InputError, Module, Node, Param, TensorType
 from planish.ir.text import print_module
 from planish.ir.types import dtype_name
 
@@ -77,10 +77,14 @@ def build(
 def prepare(module: Module, target: Target) -> Module:
     """The module in the form that lowering takes: IR to IR, with the same meaning."""
 
-    def served(module: Module, function: Function) -> Callable[[Node], bool]:
-        layouts = choose_layouts(module, target)
-        site = Site(module, target, layouts_of(function, layouts))
-        return lambda node: isinstance(select(node, site), Kernel)
+    def served(module: Module, function: Function) -> Served:
+        layouts = layouts_of(function, choose_layouts(module, target))
+
+        def asked(node: Node, added: Mapping[str, Param]) -> bool:
+            site = Site(module.with_params(added.values()) if added else module, target, layouts)
+            return isinstance(select(node, site), Kernel)
+
+        return asked
 
     return legalise(module, DECOMPOSITIONS, served)
 

@@ -48,8 +48,8 @@ class Dialect(ABC):
         """The nearest integer, ties to even."""
 
     @abstractmethod
-    def prefetch(self, address: Expr) -> None:
-        """Emit a request for a cache line ahead of its use, or nothing."""
+    def prefetch(self, address: Expr, once: bool) -> None:
+        """Emit a request for a cache line ahead of its use, or nothing; `once` if it will not be used a second time."""
 
     @abstractmethod
     def buffer(self, size: Any, dtype: str) -> Expr:
@@ -112,9 +112,10 @@ class LlvmDialect(Dialect):
     def round_even(self, x: Expr) -> Expr:
         return tirx.call_llvm_pure_intrin(x.ty.dtype, "llvm.roundeven", x)
 
-    def prefetch(self, address: Expr) -> None:
-        # To be read (0), kept in every cache (3), as data (1).
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
+    def prefetch(self, address: Expr, once: bool) -> None:
+        # To be read (0), kept in no cache but the first (0) or in every one (3), as data (1).
+        kept = T.int32(0 if once else 3)
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), kept, T.int32(1)))
 
     def buffer(self, size: Any, dtype: str) -> Expr:
         return T.alloc_buffer(size, dtype)

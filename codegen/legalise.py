@@ -7,7 +7,7 @@ becomes a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from planish.passes.fold_constants import FoldConstants
 from planish.passes.pass_base import Context
 
 Arguments: TypeAlias = "dict[str, Any]"
+Served: TypeAlias = Callable[[Node, Mapping[str, Param]], bool]
 Decomposition: TypeAlias = "Callable[[Legaliser, Arguments, Node], Operand | Sequence[Operand]]"
 
 # Operations that only move elements need no wider arithmetic, nor do those whose kernels widen by themselves.
@@ -39,7 +40,7 @@ class Legaliser(Rewriter):
         function: Function,
         module: Module,
         decompositions: dict[str, Decomposition],
-        served: Callable[[Node], bool],
+        served: Served,
     ) -> None:
         super().__init__(function)
         self.module, self.decompositions, self.served = module, decompositions, served
@@ -82,7 +83,7 @@ class Legaliser(Rewriter):
             return self._widened(node)
         rule = self.decompositions.get(tables.overload(node) or op.name)
         # Where a value lies in memory is known of the original function only.
-        if rule is None or self.served(node if like is None else like):
+        if rule is None or self.served(node if like is None else like, self.params):
             self.nodes.append(node)
             return node.outputs
         results = rule(self, bound_arguments(node), node)
@@ -141,11 +142,12 @@ def bound_arguments(node: Node) -> Arguments:
 def legalise(
     module: Module,
     decompositions: dict[str, Decomposition],
-    served: Callable[[Module, Function], Callable[[Node], bool]],
+    served: Callable[[Module, Function], Served],
 ) -> Module:
     """The module in the form that `lower` takes.
 
-    `served(module, function)` says which of a function's nodes have a kernel of their own as they are. An append to a
+    `served(module, function)` says which of a function's nodes have a kernel of their own as they are, given the parameters
+    that were added since. An append to a
     cache has one only while attention has, and a kernel wants parameters where constants stand: so what the first round
     writes out is looked at a second time.
     """

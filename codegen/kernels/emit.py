@@ -111,9 +111,10 @@ def scratch(name: str, size: Expr | int, dtype: str = "float32") -> Expr:
     return IRBuilder.name(name, current().buffer([index(size)], dtype))
 
 
-def view(name: str, buffer: Expr, size: Expr | int) -> Expr:
-    """The same memory as the argument ``buffer``, a contiguous tensor of ``size`` elements, in one dimension."""
-    dtype = str(buffer.ty.dtype)
+def view(name: str, buffer: Expr, size: Expr | int, dtype: str | None = None) -> Expr:
+    """The same memory as the argument ``buffer``, a contiguous tensor, as ``size`` elements in one dimension: its own, or of
+    another dtype."""
+    dtype = str(buffer.ty.dtype) if dtype is None else dtype
     flat = T.decl_buffer([index(size)], dtype, data=buffer.data, align=np.dtype(dtype).itemsize)
     return IRBuilder.name(name, flat)
 
@@ -139,9 +140,12 @@ def store(buffer: Expr, indices: Sequence[Expr | int], vector: Expr, lanes: int)
     T.buffer_store(buffer, vector, [*indices[:-1], indices[-1] if lanes == 1 else T.ramp(indices[-1], 1, lanes)])
 
 
-def prefetch(buffer: Expr, indices: Sequence[Expr | int]) -> None:
-    """Ask for the cache line of one element ahead of its use; a place outside the buffer does no harm."""
-    current().prefetch(T.address_of(buffer[tuple(indices)]))
+def prefetch(buffer: Expr, indices: Sequence[Expr | int], once: bool = False) -> None:
+    """Ask for the cache line of one element ahead of its use; a place outside the buffer does no harm.
+
+    What is used `once` leaves the caches to what is used again.
+    """
+    current().prefetch(T.address_of(buffer[tuple(indices)]), once)
 
 
 def launch(

@@ -141,7 +141,7 @@ def _few_rows(layer: _Layer, height: int) -> None:
         for of_panel in sums:
             of_panel.set(of_panel.totals, lambda row, v: zero)
         with emit.loop("group", config.groups) as group:
-            blocks = [layer.blocks.block(panel, group) for panel in read]
+            blocks = [layer.blocks.block(panel, group, once=True) for panel in read]
             zeros = [layer.zeros(block) for block in blocks]
             for of_panel in sums:
                 of_panel.set(of_panel.dots, lambda row, v: zero)
@@ -212,7 +212,7 @@ def _many_rows(layer: _Layer) -> None:
 def _decode(layer: _Layer, panel: Expr, group: Expr, place: Expr, levels: Expr, scales: Expr) -> None:
     """The levels of a block, [element, column], and its scales, in the places of one group."""
     layout, lanes, width = layer.layout, layer.lanes, layer.layout.columns
-    block = layer.blocks.block(panel, group)
+    block = layer.blocks.block(panel, group, once=False)
     zeros = layer.zeros(block)
     with emit.loop("step", layout.steps) as step:
         first = emit.bind("first", place * layout.group + step * (layout.depth * layout.products))

@@ -21,6 +21,16 @@ UNPACKED_BYTES = 1 << 17
 """Of unpacked weights in one task, unless a single panel has more: they should stay in a core's own cache."""
 
 
+def require_sums_fit(encoding: Grouped, factor: int, limit: int) -> None:
+    """Raise ValueError unless a group's sum of activations times numbers up to ``factor`` stays within ``limit``."""
+    of_one = factor * LARGEST_CODE
+    if of_one * encoding.group > limit:
+        raise ValueError(
+            f"groups of {encoding.group} elements as {encoding} sum to integers that are too large here: use at most "
+            f"{limit // of_one}"
+        )
+
+
 @dataclass(frozen=True)
 class LowBitLinear:
     """One low-bit linear kernel: the problem first, then how it is cut.
@@ -55,12 +65,7 @@ class LowBitLinear:
         if min(sizes) < 1:
             raise ValueError(f"every size of a low-bit linear kernel must be at least 1: {self}")
         limit = LARGEST_FLOAT if self.layout.zero_points else LARGEST_SUM
-        of_one = max(self.encoding.grid.largest, self.largest_operand) * LARGEST_CODE
-        if of_one * self.group > limit:
-            raise ValueError(
-                f"groups of {self.group} elements as {self.encoding} sum to integers that are too large here: use at most "
-                f"{limit // of_one}"
-            )
+        require_sums_fit(self.encoding, max(self.encoding.grid.largest, self.largest_operand), limit)
         if self.many % self.block_rows:
             raise ValueError(f"register tiles of {self.many} rows cannot be cut into blocks of {self.block_rows}")
         _ = self.packed_shape

@@ -70,12 +70,14 @@ class FewRows:
     def _register_tile(self, height: int, start: Expr, panel: Expr) -> None:
         """Rows ``start ... start + height - 1`` of y in the columns of one panel."""
         lanes, vectors = self.tile.lanes, self.config.vectors
+        # More than one row tile are never as low as this, so here is the only one.
+        once = height < (self.config.rows + 1) // 2
         sums = emit.scratch("sums", height * vectors * lanes)
         cells = [(row, v, (row * vectors + v) * lanes) for row in range(height) for v in range(vectors)]
         for _, _, at in cells:
             emit.store(sums, [at], self.floats.broadcast(T.float32(0)), lanes)
         with emit.loop("group", self.groups) as group:
-            block = self.operands.block(panel, group)
+            block = self.operands.block(panel, group, once)
 
             def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
                 return self._segment(initial, start, block, group, first, count)

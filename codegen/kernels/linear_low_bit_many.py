@@ -110,7 +110,7 @@ class ManyRows:
         # Operands are made two by two.
         steps = max(1, 2 // layout.products)
         with emit.loop("panel", vectors // self.config.vectors) as panel, emit.loop("group", self.groups) as group:
-            block = self.operands.block(first + panel, group)
+            block = self.operands.block(first + panel, group, once=True)
             for v in range(self.config.vectors):
                 at = emit.bind("at", (panel * self.config.vectors + v) * self.groups + group)
                 with emit.loop("step", layout.steps // steps) as step:

@@ -56,7 +56,7 @@ class OneRow:
         for v in range(vectors):
             emit.store(sums, [v * lanes], self.floats.broadcast(T.float32(0)), lanes)
         with emit.loop("group", self.groups) as group:
-            block = self.operands.block(panel, group)
+            block = self.operands.block(panel, group, once=True)
 
             def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
                 return self._segment(initial, block, group, first, count)

@@ -85,9 +85,9 @@ class Operands:
 
         return spread
 
-    def block(self, panel: Expr, group: Expr) -> Block:
-        """Where to read one block, and where the one that is due later lies."""
-        return self.blocks.block(panel, group)
+    def block(self, panel: Expr, group: Expr, once: bool) -> Block:
+        """Where to read one block, and where the one that is due later lies; `once` if no row will read it again."""
+        return self.blocks.block(panel, group, once)
 
     def unpack(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
         """The weight operands of one step, one for each product."""

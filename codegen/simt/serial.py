@@ -227,7 +227,7 @@ class SerialDialect(LlvmDialect):
         loop: AbstractContextManager[Expr] = T.serial(extent)
         return loop
 
-    def prefetch(self, address: Expr) -> None:
+    def prefetch(self, address: Expr, once: bool) -> None:
         pass
 
     def launch(

@@ -51,9 +51,11 @@ class CudaDialect(Dialect):
         return _call("copysignf", magnitude, sign)
 
     def round_even(self, x: Expr) -> Expr:
+        if str(x.ty.dtype) == "float64":
+            return T.call_pure_extern("float64", "rint", x)
         return _call("rintf", x)
 
-    def prefetch(self, address: Expr) -> None:
+    def prefetch(self, address: Expr, once: bool) -> None:
         pass
 
     def buffer(self, size: Any, dtype: str) -> Expr:

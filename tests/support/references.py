@@ -158,7 +158,7 @@ def _held(row: Array, encoding: Any) -> Array:
     else:
         first, last, zero = -(2 ** (encoding.bits - 1)), 2 ** (encoding.bits - 1) - 1, 0.0
         scale = float(kept(row[np.abs(row).argmax()] / first))
-    levels = np.clip(np.rint(row / scale) + zero, first, last) - zero if scale else 0 * row
+    levels = np.clip(np.rint(row / scale + zero), first, last) - zero if scale else 0 * row
     return levels * scale
 
 

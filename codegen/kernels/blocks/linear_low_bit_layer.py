@@ -19,7 +19,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_low_bit_config import LARGEST_CODE, LARGEST_SUM
+from planish.codegen.kernels.linear_low_bit_config import LARGEST_SUM, require_sums_fit
 from planish.codegen.kernels.linear_low_bit_packing import BlockLayout, code_bits, has_zero_points, unpacked
 from planish.codegen.pointwise.dtypes import STORAGE, loaded
 from planish.codegen.simt.block import WARP, Block, Registers
@@ -88,12 +88,8 @@ class BlockLowBit:
         grid = self.encoding.grid
         zero = grid.count - 1 if self.zero_points else 0
         operand = _SIGNED if self.signed else grid.step * (grid.count - 1)
-        of_one = (operand + max(abs(self.offset), abs(self.offset - zero))) * LARGEST_CODE
-        if of_one * self.group > LARGEST_SUM:
-            raise ValueError(
-                f"groups of {self.group} elements as {self.encoding} sum to integers that are too large here: use at most "
-                f"{LARGEST_SUM // of_one}"
-            )
+        factor = operand + max(abs(self.offset), abs(self.offset - zero))
+        require_sums_fit(self.encoding, factor, LARGEST_SUM)
 
     @property
     def layout(self) -> Panels:
