@@ -46,7 +46,7 @@ class Layout:
     cache: CacheLayout | None = None
 
     def physical(self, type: TensorType) -> tuple[Dim, ...]:
-        """The shape in memory of a logical tensor. The capacity of a cache is a multiple of its lanes."""
+        """The shape in memory of a logical tensor. The capacity of a cache is a multiple of its panels."""
         if self.cache is None:
             return type.shape
         batch, capacity, heads, _ = type.shape
@@ -88,22 +88,17 @@ def choose_layouts(module: Module, target: Target) -> dict[str, Layout]:
     for name, state in module.states.items():
         read = _attended_as(name, module.functions.values())
         found = None if read is None else cache_layout(state.type, read, target.float_tile.lanes)
-        layouts[name] = Layout(found if state.encoding is None else _encoded(state, state.encoding, found, target))
+        layouts[name] = Layout(found if state.encoding is None else _encoded(state, state.encoding, found))
     return layouts
 
 
-def _encoded(state: State, encoding: Encoding, found: CacheLayout | None, target: Target) -> CacheLayout:
+def _encoded(state: State, encoding: Encoding, found: CacheLayout | None) -> CacheLayout:
     """The layout of an encoded state that would lie as `found` if it were not."""
     held = f"the state {state.name!r} is held as {encoding}"
     if found is None:
         raise UnsupportedError(
             f"{held}, which compiled code reads in attention alone, as heads of a fixed size, but {state.type} is read "
             "otherwise: leave it as it is in quantize-cache"
-        )
-    if target.blocks is not None:
-        offered = ", ".join(DTYPES.values())
-        raise UnsupportedError(
-            f"{held}, but the target {target.name!r} keeps caches in {offered}: leave out quantize-cache for it"
         )
     codes = _codes(encoding, found.size)
     if found.dtype != "float32" or codes is None:

@@ -12,6 +12,7 @@ from planish.codegen.dims import product
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels import attention as kernels
 from planish.codegen.kernels.blocks import attention as blocks
+from planish.codegen.kernels.blocks.cache_append import cache_append as cache_append_in_blocks
 from planish.codegen.kernels.kv_cache import CacheLayout, cache_append, cache_pack
 from planish.codegen.pointwise.dtypes import STORAGE
 from planish.codegen.states import KEYS, VALUES, Layout, cache_layout
@@ -35,7 +36,7 @@ def _in_blocks(config: kernels.Attention, limits: BlockLimits) -> Any:
 
 @emitted_once
 def _append(layout: CacheLayout) -> Any:
-    return cache_append(layout)
+    return cache_append_in_blocks(layout) if layout.in_words else cache_append(layout)
 
 
 @emitted_once

@@ -138,6 +138,12 @@ class Attention:
         )
 
     @property
+    def scaled(self) -> tuple[str, ...]:
+        """Which of "keys" and "values" have scales; what is read as both is values."""
+        codes = {"keys": self.key_codes, "values": self.value_codes}
+        return tuple(name for name, held in codes.items() if held is not None)
+
+    @property
     def heights(self) -> list[int]:
         """Rows of the register tiles there are code for: the full one, and smaller ones for what is left over."""
         step = gcd(self.group, self.rows)

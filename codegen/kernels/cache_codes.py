@@ -21,7 +21,7 @@ from planish.codegen import math
 from planish.codegen.dialect import current
 from planish.codegen.kernels import emit
 from planish.codegen.pointwise.dtypes import loaded, stored
-from planish.codegen.tiles.float import Expr, FloatTile
+from planish.codegen.tiles.float import STORAGE_DTYPES, Expr, FloatTile
 
 FORMATS = ("int8", "int4", "fp8")
 LARGEST_E4M3 = 448.0
@@ -89,13 +89,86 @@ class Codes:
 
     def factor(self, held: Expr) -> Expr:
         """What `numbers` of a row are multiplied with, from the bytes of its scale."""
-        if self.scale_dtype == "float32":
-            scale = T.reinterpret("float32", held)
-        elif self.scale_dtype == "float16":
-            scale = T.cast(T.reinterpret("float16", held), "float32")
-        else:
-            scale = loaded(T.reinterpret("uint16", held), torch.bfloat16)
+        return self.factor_of(T.reinterpret(STORAGE_DTYPES[self.scale_dtype], held))
+
+    def factor_of(self, scale: Expr) -> Expr:
+        """The same from a scale as it is stored."""
+        scale = loaded(scale, getattr(torch, self.scale_dtype))
         return scale * T.float32(HALF_OFFSET) if self.format == "fp8" else scale
+
+
+class Rounding:
+    """How the elements of one row become numbers: its scale and its zero, found from what counts of the row.
+
+    A row of integers with a NaN has a NaN for its scale, and 0 for all numbers.
+    """
+
+    def __init__(self, codes: Codes) -> None:
+        self.codes = codes
+        self._scale = emit.scratch("scale", 1, "float32")
+        self._step = emit.scratch("step", 1, "float64")
+        self._zero = emit.scratch("zero", 1, "float64")
+
+    def centred(self, peak: Expr, largest: Expr) -> None:
+        """Emit the scale that makes an element, the first of largest magnitude, the most negative number."""
+        self._keep(T.cast(peak, "float64") / _opaque(-float(self.codes.largest)), largest)
+        T.buffer_store(self._zero, T.float64(0), [0])
+
+    def from_zero(self, low: Expr, high: Expr, largest: Expr) -> None:
+        """Emit equal steps from `low` to `high`, the range of the elements and zero, and the step that stands for zero."""
+        low, high = (math.hold(T.cast(end, "float64")) for end in (low, high))
+        self._keep((high - low) / _opaque(float(self._steps)), largest)
+        zero = math.hold(_clamped(_quotient(T.float64(0) - low, self._step[0]), 0, self._steps))
+        T.buffer_store(self._zero, T.Select(_finite(largest), zero, T.float64(self.codes.largest)), [0])
+
+    def floats(self, largest: Expr) -> None:
+        """Emit the scale that makes the largest magnitude 448; it is 1 where it would be none, or NaN."""
+        peak = T.cast(T.reinterpret("float32", largest), "float64")
+        scale = math.hold(T.cast(peak / _opaque(LARGEST_E4M3), "float32"))
+        T.buffer_store(self._scale, T.Select(scale > T.float32(0), scale, T.float32(1)), [0])
+        T.buffer_store(self._step, T.cast(self._scale[0], "float64"), [0])
+
+    def number(self, element: Expr) -> Expr:
+        """The number (int32) of an element."""
+        if self.codes.format == "fp8":
+            quotient = math.hold(T.cast(element, "float64") / self._step[0])
+            limited = math.hold(math.minimum(quotient, T.float64(LARGEST_E4M3)))
+            limited = math.maximum(limited, T.float64(-LARGEST_E4M3))
+            return _e4m3_bits(math.hold(T.cast(limited, "float32")))
+        level = _quotient(T.cast(element, "float64"), self._step[0]) + self._zero[0]
+        if self.codes.zero_points:
+            return T.cast(_clamped(level, 0, self._steps), "int32") - self.codes.largest
+        return T.cast(_clamped(level, -self.codes.largest, self.codes.largest - 1), "int32")
+
+    def byte(self, low: Expr, high: Expr) -> Expr:
+        """The byte of a number, or of two where two share one."""
+        if self.codes.per_byte == 2:
+            low = T.bitwise_or(T.bitwise_and(low, T.int32(15)), T.shift_left(high, T.int32(4)))
+        return T.cast(T.bitwise_and(low, T.int32(255)), "uint8")
+
+    def tail(self) -> list[Expr]:
+        """The bytes of the scale and of the zero."""
+        dtype = getattr(torch, self.codes.scale_dtype)
+        kept = stored(self._scale[0], dtype)
+        bits = math.hold(T.cast(T.reinterpret(f"uint{8 * self.codes.scale_bytes}", kept), "uint32"))
+        scale = [T.cast(T.shift_right(bits, T.uint32(8 * n)), "uint8") for n in range(self.codes.scale_bytes)]
+        zero = T.cast(self._zero[0], "int32") - self.codes.largest
+        return [*scale, T.cast(T.bitwise_and(zero, T.int32(255)), "uint8")] if self.codes.zero_points else scale
+
+    @property
+    def _steps(self) -> int:
+        return 2 * self.codes.largest - 1
+
+    def _keep(self, scale: Expr, largest: Expr) -> None:
+        """Store a scale, float64, as it will be kept, and what is left of it, float64; without one the step is 0."""
+        dtype = getattr(torch, self.codes.scale_dtype)
+        limit = T.float64(torch.finfo(dtype).max)
+        single = math.hold(T.cast(T.max(T.min(scale, limit), T.float64(0) - limit), "float32"))
+        # CUDA reinterprets what has an address.
+        nan = T.reinterpret("float32", math.hold(T.int32(_NAN)))
+        T.buffer_store(self._scale, T.Select(_finite(largest), single, nan), [0])
+        left = math.hold(T.cast(loaded(stored(single, dtype), dtype), "float64"))
+        T.buffer_store(self._step, T.Select(_finite(largest), left, T.float64(0)), [0])
 
 
 class EncodedRow:
@@ -111,91 +184,50 @@ class EncodedRow:
     def __init__(self, codes: Codes, size: int, room: int, element: Callable[[Expr], Expr]) -> None:
         self.codes, self.size, self.room, self._element = codes, size, room, element
         self.numbers = emit.scratch("numbers", room, "int32")
-        self._scale = emit.scratch("scale", 1, "float32")
-        self._zero = emit.scratch("zero", 1, "int32")
+        self.rounding = Rounding(codes)
 
     def encode(self) -> None:
         """Emit the row's numbers, scale and zero."""
         largest = emit.scratch("largest", 1, "int32")
         T.buffer_store(largest, T.int32(0), [0])
         with emit.loop("element", self.size) as e:
-            T.buffer_store(largest, T.max(largest[0], _magnitude(self._element(e))), [0])
+            T.buffer_store(largest, T.max(largest[0], magnitude(self._element(e))), [0])
+        if self.codes.format == "fp8":
+            self.rounding.floats(largest[0])
+        elif self.codes.zero_points:
+            self._find_ends(largest[0])
+        else:
+            self._find_peak(largest[0])
         with emit.loop("place", self.room) as place:
             T.buffer_store(self.numbers, T.int32(0), [place])
-        T.buffer_store(self._zero, T.int32(0), [0])
-        if self.codes.format == "fp8":
-            self._floats(largest[0])
-        else:
-            made = self._from_zero if self.codes.zero_points else self._centred
-            emit.branch(largest[0] <= T.int32(_INFINITY), lambda: made(largest[0]), self._undefined)
+        with emit.loop("element", self.size) as e:
+            T.buffer_store(self.numbers, self.rounding.number(self._element(e)), [e])
 
     def byte(self, low: Expr, high: Expr) -> Expr:
         """The byte of the element at place `low`, and of that at `high` where two share one."""
-        number = self.numbers[low]
-        if self.codes.per_byte == 2:
-            number = T.bitwise_or(T.bitwise_and(number, T.int32(15)), T.shift_left(self.numbers[high], T.int32(4)))
-        return T.cast(T.bitwise_and(number, T.int32(255)), "uint8")
+        return self.rounding.byte(self.numbers[low], self.numbers[high] if self.codes.per_byte == 2 else T.int32(0))
 
-    def tail(self) -> list[Expr]:
-        """The bytes of the scale and of the zero."""
-        dtype = getattr(torch, self.codes.scale_dtype)
-        kept = stored(self._scale[0], dtype)
-        bits = math.hold(T.cast(T.reinterpret(f"uint{8 * self.codes.scale_bytes}", kept), "uint32"))
-        scale = [T.cast(T.shift_right(bits, T.uint32(8 * n)), "uint8") for n in range(self.codes.scale_bytes)]
-        return [*scale, T.cast(self._zero[0], "uint8")] if self.codes.zero_points else scale
-
-    def _undefined(self) -> None:
-        T.buffer_store(self._scale, T.reinterpret("float32", T.int32(_NAN)), [0])
-
-    def _centred(self, largest: Expr) -> None:
-        """The first element of largest magnitude becomes the most negative number."""
+    def _find_peak(self, largest: Expr) -> None:
         peak = emit.scratch("peak", 1)
         T.buffer_store(peak, T.float32(0), [0])
         with emit.loop("element", self.size) as number:
             e = self.size - 1 - number
-            T.buffer_store(peak, T.Select(T.EQ(_magnitude(self._element(e)), largest), self._element(e), peak[0]), [0])
-        step = self._keep(T.cast(peak[0], "float64") / _opaque(-float(self.codes.largest)))
-        self._round(step, T.float64(0), -self.codes.largest, self.codes.largest - 1, 0)
+            T.buffer_store(peak, T.Select(T.EQ(magnitude(self._element(e)), largest), self._element(e), peak[0]), [0])
+        self.rounding.centred(peak[0], largest)
 
-    def _from_zero(self, largest: Expr) -> None:
-        """The range of the elements and zero in equal steps, with the step that stands for zero."""
+    def _find_ends(self, largest: Expr) -> None:
         ends = emit.scratch("ends", 2)
         for end in range(2):
             T.buffer_store(ends, T.float32(0), [end])
         with emit.loop("element", self.size) as e:
             T.buffer_store(ends, T.min(ends[0], self._element(e)), [0])
             T.buffer_store(ends, T.max(ends[1], self._element(e)), [1])
-        low, high = (math.hold(T.cast(ends[end], "float64")) for end in range(2))
-        steps = 2 * self.codes.largest - 1
-        step = self._keep((high - low) / _opaque(float(steps)))
-        zero = math.hold(_clamped(_quotient(T.float64(0) - low, step), 0, steps))
-        self._round(step, zero, 0, steps, self.codes.largest)
-        T.buffer_store(self._zero, T.cast(zero, "int32") - self.codes.largest, [0])
+        self.rounding.from_zero(ends[0], ends[1], largest)
 
-    def _round(self, step: Expr, zero: Expr, low: int, high: int, centre: int) -> None:
-        with emit.loop("element", self.size) as e:
-            level = _quotient(T.cast(self._element(e), "float64"), step) + zero
-            T.buffer_store(self.numbers, T.cast(_clamped(level, low, high), "int32") - centre, [e])
 
-    def _floats(self, largest: Expr) -> None:
-        """The largest magnitude becomes 448; the scale is 1 where it would be none, or NaN."""
-        peak = T.cast(T.reinterpret("float32", largest), "float64")
-        scale = math.hold(T.cast(peak / _opaque(LARGEST_E4M3), "float32"))
-        T.buffer_store(self._scale, T.Select(scale > T.float32(0), scale, T.float32(1)), [0])
-        step = math.hold(T.cast(self._scale[0], "float64"))
-        with emit.loop("element", self.size) as e:
-            quotient = math.hold(T.cast(self._element(e), "float64") / step)
-            limited = math.hold(math.minimum(quotient, T.float64(LARGEST_E4M3)))
-            limited = math.maximum(limited, T.float64(-LARGEST_E4M3))
-            T.buffer_store(self.numbers, _e4m3_bits(math.hold(T.cast(limited, "float32"))), [e])
-
-    def _keep(self, scale: Expr) -> Expr:
-        """Store a scale, float64, as it will be kept; returns what is left of it, float64."""
-        dtype = getattr(torch, self.codes.scale_dtype)
-        largest = T.float64(torch.finfo(dtype).max)
-        single = T.cast(T.max(T.min(scale, largest), T.float64(0) - largest), "float32")
-        T.buffer_store(self._scale, single, [0])
-        return math.hold(T.cast(loaded(stored(self._scale[0], dtype), dtype), "float64"))
+def _finite(largest: Expr) -> Expr:
+    """Whether a row has no NaN, by the bits of its largest magnitude."""
+    return largest <= T.int32(_INFINITY)
 
 
 def _opaque(number: float) -> Expr:
@@ -203,7 +235,7 @@ def _opaque(number: float) -> Expr:
     return math.hold(T.float64(number))
 
 
-def _magnitude(value: Expr) -> Expr:
+def magnitude(value: Expr) -> Expr:
     """The bits of |value|: they are ordered as magnitudes are, NaN last."""
     return T.bitwise_and(T.reinterpret("int32", value), T.int32(_MAGNITUDE))
 

@@ -12,16 +12,22 @@ Padding is never read into a result and may hold anything.
 In few bits (`cache_codes`) both are bytes, ``(B, heads, panels, bytes)`` and ``(B, heads, capacity, bytes)``: the codes of
 a panel or of a row as above, two keys' elements or two vectors of a row's elements to a byte where they take half of one,
 and behind them the scales and zeros, so that what is read together lies together.
+
+Threads of a GPU, whose vectors have one lane, read words of several codes, neighbours those that follow. For them keys and
+values lie in panels of ROWS rows, one row of codes after another, each filled up to whole words, then their scales,
+then their zeros: everything is aligned, and what a block reads is one stretch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import current
@@ -33,6 +39,10 @@ from planish.codegen.pointwise.loops import unravel
 from planish.codegen.tiles.float import Expr, FloatTile
 
 KINDS = ("keys", "values")
+ROWS = 16
+"""Rows in a panel of codes that threads read."""
+WORD = 4
+"""Bytes of which threads read one or more at once."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +72,31 @@ class CacheLayout:
             raise ValueError(f"codes stand for float32, not for {self.dtype}")
 
     @property
+    def in_words(self) -> bool:
+        """Whether codes lie as threads read them."""
+        return self.codes is not None and self.lanes == 1
+
+    @property
+    def together(self) -> int:
+        """Rows that one step of the third axis holds: the keys of a panel, or one value."""
+        return self.lanes if self.kind == "keys" else 1
+
+    @property
     def row_codes(self) -> int:
         """Bytes of the codes of one row, where there are codes."""
         assert self.codes is not None
         per_byte = self.codes.per_byte
+        if self.in_words:
+            return padded(self.size, per_byte * WORD) // per_byte
         if self.kind == "keys":
             return -(-self.size // per_byte)
         return padded(self.size, per_byte * self.lanes) // per_byte
 
     @property
     def row(self) -> tuple[int, ...]:
-        """The shape in memory of what lies together: a panel of keys, or the values of one place."""
-        together = self.lanes if self.kind == "keys" else 1
+        """The shape in memory of what lies together."""
         if self.codes is not None:
-            return ((self.row_codes + self.codes.tail_bytes) * together,)
+            return ((self.row_codes + self.codes.tail_bytes) * self.together,)
         return (self.size, self.lanes) if self.kind == "keys" else (padded(self.size, self.lanes),)
 
     @property
@@ -92,16 +113,21 @@ class CacheLayout:
 
     def shape(self, batch: Any, capacity: Any) -> tuple[Any, ...]:
         """The shape in memory for a batch and a capacity, which may be integers or expressions."""
-        extent = (capacity + self.lanes - 1) // self.lanes if self.kind == "keys" else capacity
-        return batch, self.heads, extent, *self.row
+        return batch, self.heads, (capacity + (self.together - 1)) // self.together, *self.row
 
     def argument(self, name: str, batch: Expr, extent: Expr) -> Expr:
-        """The next argument of a PrimFunc: a cache of ``extent`` panels of keys, or places for values."""
+        """The next argument of a PrimFunc: a cache of ``extent`` times what lies together."""
         return emit.argument(name, (batch, self.heads, extent, *self.row), self.stored)
 
     def places(self, extent: Expr) -> Expr:
         """Tokens that a cache of that extent can hold."""
-        return extent * self.lanes if self.kind == "keys" else extent
+        return extent * self.together
+
+    def check(self, extent: Expr) -> None:
+        """Emit that a cache of that extent consists of whole panels, where it has codes for threads."""
+        if self.in_words:
+            with T.Assert(tirx.EQ(extent % ROWS, emit.index(0)), f"caches of codes have a multiple of {ROWS} places"):
+                pass
 
     def at(self, b: Expr, head: Expr, place: Expr, element: Expr) -> list[Expr]:
         """The indices of one element, where there are no codes."""
@@ -126,21 +152,46 @@ class CacheLayout:
         number = element if self.kind == "keys" else element // self.lanes
         return self.codes.numbers(tile, held, number % self.codes.per_byte)
 
+    def codes_at(self, b: Expr, head: Expr, place: Expr, number: Expr) -> list[Expr]:
+        """The indices of byte `number` of the codes of one row."""
+        if self.in_words:
+            return self._in_panel(b, head, place, place % ROWS * self.row_codes + number)
+        if self.kind == "keys":
+            return [b, head, place // self.lanes, number * self.lanes + place % self.lanes]
+        return [b, head, place, number]
+
     def scale_at(self, b: Expr, head: Expr, place: Expr) -> list[Expr]:
         """The indices of the first byte of the scale of one row."""
         assert self.codes is not None
-        if self.kind == "keys":
-            first = self.row_codes * self.lanes + place % self.lanes * self.codes.scale_bytes
-            return [b, head, place // self.lanes, first]
-        return [b, head, place, emit.index(self.row_codes)]
+        if self.in_words:
+            return self._in_panel(b, head, place, place % ROWS * self.codes.scale_bytes + ROWS * self.row_codes)
+        first = self.row_codes * self.together + place % self.together * self.codes.scale_bytes
+        return [b, head, place // self.together, first]
 
     def zero_at(self, b: Expr, head: Expr, place: Expr) -> list[Expr]:
         """The indices of the byte of the zero of one row."""
         assert self.codes is not None
-        if self.kind == "keys":
-            first = (self.row_codes + self.codes.scale_bytes) * self.lanes + place % self.lanes
-            return [b, head, place // self.lanes, first]
-        return [b, head, place, emit.index(self.row_codes + self.codes.scale_bytes)]
+        if self.in_words:
+            return self._in_panel(b, head, place, place % ROWS + ROWS * (self.row_codes + self.codes.scale_bytes))
+        first = (self.row_codes + self.codes.scale_bytes) * self.together + place % self.together
+        return [b, head, place // self.together, first]
+
+    def _in_panel(self, b: Expr, head: Expr, place: Expr, offset: Expr) -> list[Expr]:
+        """The indices of a byte of the panel of ROWS rows that a place belongs to."""
+        (width,) = self.row
+        return [b, head, place // ROWS * ROWS + offset // width, offset % width]
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Rows on their way into a cache: new[b, i] belongs at place start(b) + i if i < length(b)."""
+
+    cache: Expr
+    new: Expr
+    batch: Expr
+    tokens: Expr
+    start: Callable[[Expr], Expr]
+    length: Callable[[Expr], Expr]
 
 
 def pack_cache(layout: CacheLayout, tensor: torch.Tensor) -> torch.Tensor:
@@ -168,6 +219,11 @@ def cache_append(layout: CacheLayout) -> Any:
     Writes new[b, i] at place start[b] + i for every i < length[b] and nothing else; i beyond S does not exist. A call
     that would write outside the cache raises RuntimeError and writes nothing.
     """
+    return appending(layout, partial(_write, layout))
+
+
+def appending(layout: CacheLayout, write: Callable[[Appended], None]) -> Any:
+    """The PrimFunc of `cache_append` around what writes the rows."""
 
     def body() -> None:
         batch, tokens, extent = emit.symbol("batch"), emit.symbol("tokens"), emit.symbol("extent")
@@ -175,12 +231,13 @@ def cache_append(layout: CacheLayout) -> Any:
         new = emit.argument("new", (batch, tokens, layout.heads, layout.size), "float32")
         start = emit.argument("start", (batch,), "int64")
         length = emit.argument("length", (batch,), "int64")
+        layout.check(extent)
 
         def inside(b: Expr) -> Expr:
             return T.And(start[b] >= 0, start[b] + T.min(length[b], tokens) <= layout.places(extent))
 
         current().check(batch, inside, "cache_append: tokens outside the cache")
-        _write(layout, cache, new, batch, tokens, lambda b: start[b], lambda b: length[b])
+        write(Appended(cache, new, batch, tokens, lambda b: start[b], lambda b: length[b]))
 
     return emit.prim_func("cache_append", body)
 
@@ -196,12 +253,14 @@ def cache_pack(layout: CacheLayout) -> Any:
         new = emit.argument("new", (batch, tokens, layout.heads, layout.size), "float32")
         extent = emit.ceil_div(tokens, layout.lanes) if layout.kind == "keys" else tokens
         cache = layout.argument("cache", batch, extent)
-        _write(layout, cache, new, batch, tokens, lambda b: emit.index(0), lambda b: tokens)
+        _write(layout, Appended(cache, new, batch, tokens, lambda b: emit.index(0), lambda b: tokens))
 
     return emit.prim_func("cache_pack", body)
 
 
-def _write(layout: CacheLayout, cache: Expr, new: Expr, batch: Expr, tokens: Expr, start: Any, length: Any) -> None:
+def _write(layout: CacheLayout, rows: Appended) -> None:
+    cache, new, batch, tokens = rows.cache, rows.new, rows.batch, rows.tokens
+    start, length = rows.start, rows.length
     dtype = getattr(torch, layout.dtype)
     if current().fine_grained:
         elements = batch * tokens * layout.heads * layout.size
@@ -240,10 +299,16 @@ def _write_codes(
     with emit.loop("byte", layout.row_codes) as number:
         # Keys pair neighbours; values pair an element with the one a vector further.
         low = number * codes.per_byte if keys else number // lanes * lanes * codes.per_byte + number % lanes
-        at = [b, head, place // lanes, number * lanes + place % lanes] if keys else [b, head, place, number]
-        T.buffer_store(cache, row.byte(low, low + (1 if keys else lanes)), at)
-    scale, tail = layout.scale_at(b, head, place), row.tail()
-    for number, byte in enumerate(tail[: codes.scale_bytes]):
+        byte = row.byte(low, low + (1 if keys else lanes))
+        T.buffer_store(cache, byte, layout.codes_at(b, head, place, number))
+    write_tail(layout, cache, b, head, place, row.rounding.tail())
+
+
+def write_tail(layout: CacheLayout, cache: Expr, b: Expr, head: Expr, place: Expr, tail: Sequence[Expr]) -> None:
+    """Emit the stores of the bytes of one row's scale and, where there is one, zero."""
+    assert layout.codes is not None
+    scale = layout.scale_at(b, head, place)
+    for number, byte in enumerate(tail[: layout.codes.scale_bytes]):
         T.buffer_store(cache, byte, [*scale[:-1], scale[-1] + number])
-    for byte in tail[codes.scale_bytes :]:
+    for byte in tail[layout.codes.scale_bytes :]:
         T.buffer_store(cache, byte, layout.zero_at(b, head, place))

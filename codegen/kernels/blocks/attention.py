@@ -48,6 +48,8 @@ def attention(config: Attention, limits: BlockLimits) -> Any:
         if operands.k is not None:
             with T.Assert(operands.panels >= operands.capacity, "attention: fewer keys than values in the cache"):
                 pass
+            config.keys_layout.check(operands.panels)
+        config.values_layout.check(operands.capacity)
         rows, heads = operands.length * config.group, operands.batch * config.kv_heads
 
         def parts(block_rows: int, least: int) -> Expr:

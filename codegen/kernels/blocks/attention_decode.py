@@ -7,7 +7,7 @@ of the values of some of the keys. (Dao et al., "Flash-Decoding", 2023.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -15,7 +15,9 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention import Attention, Operands
+from planish.codegen.kernels.blocks.attention_codes import Scales, source
 from planish.codegen.kernels.blocks.attention_parts import Partials
+from planish.codegen.kernels.blocks.attention_pieces import LARGEST_WORDS, Pieces, pieces_of
 from planish.codegen.kernels.blocks.attention_rows import (
     QUAD,
     THREADS,
@@ -28,7 +30,6 @@ from planish.codegen.kernels.blocks.attention_rows import (
     launch,
     load_quad,
     minus_infinity,
-    quads,
 )
 from planish.codegen.simt.block import WARP, Block, rounded_bytes, warp_total
 from planish.codegen.tiles.float import Expr
@@ -41,6 +42,8 @@ KEY_SLOTS = THREADS // KEY_LANES
 SCORE_LANES = 16
 """Threads that share a row's softmax."""
 LARGEST_ROWS = THREADS // SCORE_LANES
+LARGEST_QUADS = 16
+"""Quads of the output that a thread should have, over all rows."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,28 @@ class Slice:
     @property
     def rows(self) -> int:
         """Rows of a block: the query heads of a key-value head, as far as registers reach."""
-        columns = max(1, self.columns)
-        return max(1, min(self.config.group, LARGEST_ROWS, 16 // columns))
+        return max(1, min(self.config.group, LARGEST_ROWS, LARGEST_QUADS // (self.columns * self.values.quads)))
+
+    @property
+    def keys(self) -> Pieces:
+        """How keys are read."""
+        return pieces_of(self.config.keys_layout, KEY_LANES, 2 * LARGEST_WORDS)
+
+    @property
+    def values(self) -> Pieces:
+        """How values are read: in pieces so small that registers suffice for as many rows as can be."""
+        rows = min(self.config.group, LARGEST_ROWS)
+        return pieces_of(self.config.values_layout, KEY_LANES, LARGEST_QUADS // rows)
 
     @property
     def columns(self) -> int:
-        """Quads of the output that one thread has of each row."""
-        return -(-quads(self.config.value_size) // self.column_lanes)
+        """Pieces of the output that one thread has of each row."""
+        return -(-self.values.count // self.column_lanes)
 
     @property
     def column_lanes(self) -> int:
         """Threads side by side along a value, a power of two."""
-        return max(KEY_LANES, min(WARP, 1 << (quads(self.config.value_size) - 1).bit_length()))
+        return max(KEY_LANES, min(WARP, 1 << (self.values.count - 1).bit_length()))
 
     @property
     def key_slots(self) -> int:
@@ -72,7 +85,12 @@ class Slice:
 
     @property
     def query_stride(self) -> int:
-        return quads(self.config.size) * QUAD
+        return self.keys.count * self.keys.elements
+
+    @property
+    def output_pieces(self) -> Pieces:
+        """How a row of the output lies in shared memory."""
+        return replace(self.values, count=self.column_lanes * self.columns)
 
     @property
     def buffers(self) -> dict[str, int]:
@@ -81,7 +99,7 @@ class Slice:
             "queries": self.rows * self.query_stride,
             "weights": self.rows * KEYS,
             "corrections": self.rows,
-            "sums": self.key_slots * self.rows * self.column_lanes * self.columns * QUAD,
+            "sums": self.key_slots * self.rows * self.output_pieces.count * self.values.elements,
         }
 
     @property
@@ -112,11 +130,16 @@ class _SliceBlock:
         shared = {name: block.shared(name, size) for name, size in cut.buffers.items()}
         self.queries, self.weights = shared["queries"], shared["weights"]
         self.corrections, self.shared_sums = shared["corrections"], shared["sums"]
-        self.key_source, self.value_source = rows.cached("keys"), rows.cached("values")
+        self.key_source, self.value_source = source(rows, "keys", cut.keys), source(rows, "values", cut.values)
+        scales = {name: Scales(rows, name) for name in self.config.scaled}
+        self.value_scales = scales.get("values")
+        self.key_scales = self.value_scales if self.config.shared else scales.get("keys")
+        self.key_factors = block.registers("key_factors", KEYS // KEY_SLOTS)
+        self.value_factors = block.registers("value_factors", KEYS // SCORE_LANES)
         self.products = [block.registers("product", 1) for _ in range(cut.rows * (KEYS // KEY_SLOTS))]
         self.scores = block.registers("scores", KEYS // SCORE_LANES)
         self.largest, self.top, self.sum = (block.registers(name, 1) for name in ("largest", "top", "sum"))
-        self.outputs = block.registers("outputs", cut.rows * cut.columns * QUAD)
+        self.outputs = block.registers("outputs", cut.rows * cut.columns * cut.values.elements)
         self.sight = Sight(block, rows, 1, lambda thread, n: first + int64(self.score_row(thread)))
 
     def score_row(self, thread: Expr) -> Expr:
@@ -155,33 +178,48 @@ class _SliceBlock:
                     def stage(element: Expr = element, existing: Expr = existing, row: int = row) -> None:
                         inside = element < self.config.size
                         query = T.if_then_else(inside, self.rows.query(existing, element), T.float32(0))
-                        T.buffer_store(self.queries, query, [row * stride + element])
+                        T.buffer_store(self.queries, query, [row * stride + self.cut.keys.place(element)])
 
                     emit.branch(element < stride, stage)
 
     def _products(self, base: Expr) -> None:
         """Each thread's share of the products of all rows with some keys, then the products in all of a key's threads."""
-        rows, keys, count = range(self.cut.rows), range(KEYS // KEY_SLOTS), quads(self.config.size)
+        rows, keys, pieces = range(self.cut.rows), range(KEYS // KEY_SLOTS), self.cut.keys
         with self.block.phase() as thread:
             lane, slot = lane_of(thread, KEY_LANES)
+            self._factors(thread, base)
             for product in self.products:
                 product[0] = T.float32(0)
-            with T.serial(T.int32(-(-count // KEY_LANES))) as step:
-                quad = step * KEY_LANES + lane
+            with T.serial(T.int32(-(-pieces.count // KEY_LANES))) as step:
+                piece = step * KEY_LANES + lane
 
                 def visit() -> None:
                     places = [base + slot + KEY_SLOTS * j for j in keys]
-                    found = [self.span.quad(self.key_source, place, quad) for place in places]
-                    for i in rows:
-                        query = load_quad(self.queries, quad + i * (self.cut.query_stride // QUAD))
-                        for j in keys:
-                            product = self.products[i * len(keys) + j]
-                            for n in range(QUAD):
-                                product[0] = math.fma(query[n], found[j][n], product[0])
+                    found = [self.span.fetch(self.key_source, place, piece) for place in places]
+                    for q in range(pieces.quads):
+                        numbers = [quad(q) for quad in found]
+                        for i in rows:
+                            at = pieces.quad(piece, q) + i * (self.cut.query_stride // QUAD)
+                            query = load_quad(self.queries, at)
+                            for j in keys:
+                                product = self.products[i * len(keys) + j]
+                                for n in range(QUAD):
+                                    product[0] = math.fma(query[n], numbers[j][n], product[0])
 
-                emit.branch(True if count % KEY_LANES == 0 else quad < count, visit)
+                emit.branch(True if pieces.count % KEY_LANES == 0 else piece < pieces.count, visit)
         for product in self.products:
             warp_total(self.block, product, lambda a, b: a + b, KEY_LANES)
+
+    def _factors(self, thread: Expr, base: Expr) -> None:
+        """The scales that this tile of keys needs, asked for before its codes."""
+        if self.key_scales is not None:
+            _, slot = lane_of(thread, KEY_LANES)
+            for j in range(KEYS // KEY_SLOTS):
+                self.key_factors[j] = self.key_scales.factor(self.span, base + slot + KEY_SLOTS * j)
+        if self.value_scales is not None:
+            lane, _ = lane_of(thread, SCORE_LANES)
+            for j in range(KEYS // SCORE_LANES):
+                self.value_factors[j] = self.value_scales.factor(self.span, base + lane + SCORE_LANES * j)
 
     def _share_products(self) -> None:
         with self.block.phase() as thread:
@@ -190,8 +228,10 @@ class _SliceBlock:
 
                 def share(i: int = i) -> None:
                     for j in range(KEYS // KEY_SLOTS):
-                        product = self.products[i * (KEYS // KEY_SLOTS) + j]
-                        T.buffer_store(self.weights, product[0], [i * KEYS + slot + KEY_SLOTS * j])
+                        product = self.products[i * (KEYS // KEY_SLOTS) + j][0]
+                        if self.key_scales is not None:
+                            product = product * self.key_factors[j]
+                        T.buffer_store(self.weights, product, [i * KEYS + slot + KEY_SLOTS * j])
 
                 emit.branch(tirx.EQ(lane, T.int32(i)), share)
 
@@ -222,46 +262,53 @@ class _SliceBlock:
 
             def share() -> None:
                 for j in keys:
-                    T.buffer_store(self.weights, self.scores[j], [row * KEYS + lane + SCORE_LANES * j])
+                    weight = self.scores[j]
+                    if self.value_scales is not None:
+                        weight = weight * self.value_factors[j]
+                    T.buffer_store(self.weights, weight, [row * KEYS + lane + SCORE_LANES * j])
                 emit.branch(lane < 1, lambda: T.buffer_store(self.corrections, correction, [row]))
 
             emit.branch(row < self.cut.rows, share)
 
     def _add_values(self, base: Expr) -> None:
         cut, outputs = self.cut, self.outputs
-        rows, columns = range(cut.rows), range(cut.columns)
-        last = quads(self.config.value_size) - 1
+        rows, pieces = range(cut.rows), cut.values
         with self.block.phase() as thread:
             lane, slot = lane_of(thread, cut.column_lanes)
             for i in rows:
                 correction = math.hold(self.corrections[i])
-                for n in range(cut.columns * QUAD):
-                    at = i * cut.columns * QUAD + n
+                for n in range(cut.columns * pieces.elements):
+                    at = i * cut.columns * pieces.elements + n
                     outputs[at] = outputs[at] * correction
             with T.serial(T.int32(KEYS // QUAD // cut.key_slots)) as step:
                 first = step * cut.key_slots + slot
                 weights = [load_quad(self.weights, first + i * (KEYS // QUAD)) for i in rows]
-                for c in columns:
+                for c in range(cut.columns):
                     # Lanes without a column of their own repeat the last one.
-                    quad = T.min(lane + cut.column_lanes * c, T.int32(last))
-                    found = [self.span.quad(self.value_source, base + first * QUAD + n, quad) for n in range(QUAD)]
-                    for n in range(QUAD):
-                        for i in rows:
-                            for e in range(QUAD):
-                                at = (i * cut.columns + c) * QUAD + e
-                                outputs[at] = math.fma(weights[i][n], found[n][e], outputs[at])
+                    piece = T.min(lane + cut.column_lanes * c, T.int32(pieces.count - 1))
+                    places = [base + first * QUAD + n for n in range(QUAD)]
+                    found = [self.span.fetch(self.value_source, place, piece) for place in places]
+                    for q in range(pieces.quads):
+                        numbers = [quad(q) for quad in found]
+                        for n in range(QUAD):
+                            for i in rows:
+                                for e in range(QUAD):
+                                    at = ((i * cut.columns + c) * pieces.quads + q) * QUAD + e
+                                    outputs[at] = math.fma(weights[i][n], numbers[n][e], outputs[at])
 
     def _store(self, partials: Partials, part: Expr) -> None:
-        cut, rows = self.cut, self.rows
-        width = cut.column_lanes * cut.columns * QUAD
+        cut, rows, pieces = self.cut, self.rows, self.cut.output_pieces
+        width = pieces.count * pieces.elements
         warp_total(self.block, self.sum, lambda a, b: a + b, SCORE_LANES)
         with self.block.phase() as thread:
             lane, slot = lane_of(thread, cut.column_lanes)
             for i in range(cut.rows):
                 for c in range(cut.columns):
-                    for e in range(QUAD):
-                        at = (slot * cut.rows + i) * width + (lane + cut.column_lanes * c) * QUAD + e
-                        T.buffer_store(self.shared_sums, self.outputs[(i * cut.columns + c) * QUAD + e], [at])
+                    for n in range(pieces.elements):
+                        quad = pieces.quad(lane + cut.column_lanes * c, n // QUAD)
+                        at = (slot * cut.rows + i) * width + quad * QUAD + n % QUAD
+                        output = self.outputs[(i * cut.columns + c) * pieces.elements + n]
+                        T.buffer_store(self.shared_sums, output, [at])
         self.block.barrier()
 
         def place(row: Expr) -> Expr:
@@ -281,9 +328,10 @@ class _SliceBlock:
             with T.serial(T.int32(-(-cut.rows * size // THREADS))) as step:
                 number = step * THREADS + thread
                 i, column = number // size, number % size
+                held = pieces.place(column)
 
                 def add() -> None:
-                    terms = [self.shared_sums[(slot * cut.rows + i) * width + column] for slot in range(cut.key_slots)]
+                    terms = [self.shared_sums[(slot * cut.rows + i) * width + held] for slot in range(cut.key_slots)]
                     total = terms[0]
                     for term in terms[1:]:
                         total = total + term

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -71,15 +71,33 @@ def finite(largest: Expr) -> Expr:
     return math.hold(tirx.Select(tirx.EQ(largest, minus_infinity()), T.float32(0), largest))
 
 
+Quads: TypeAlias = Callable[[int], list[Expr]]
+"""The quads of a piece of a row by their number, to be asked for within the phase that read the piece: float32 elements."""
+
+
+class Source(Protocol):
+    """The rows of a head in a cache, cut into pieces."""
+
+    def fetch(self, key: Expr, piece: Expr, shown: Expr | None) -> Quads:
+        """Within a phase: a piece of an int32 key that exists; finite numbers where padding hides it (`shown` is false)."""
+        ...
+
+
 class Cached:
-    """A cache in one dimension; the keys of the head that is read begin with number `first`, of `size` elements each."""
+    """Floats in one dimension, a quad to a piece; the keys of the head begin with number `first`, of `size` elements each."""
 
     def __init__(self, config: Attention, flat: Any, size: int, first: Expr) -> None:
         self.config, self.flat, self.size = config, flat, size
         self.first = emit.bind("first", first)
 
-    def quad(self, key: Expr, quad: Expr) -> list[Expr]:
-        """Within a phase: four float32 elements of a key, zeros past its size."""
+    def fetch(self, key: Expr, piece: Expr, shown: Expr | None) -> Quads:
+        """Within a phase: four elements, zeros past the size of the key and where padding hides it: it may hold NaN."""
+        found = self._quad(key, piece)
+        if shown is not None:
+            found = [math.hold(tirx.Select(shown, element, T.float32(0))) for element in found]
+        return lambda number: found
+
+    def _quad(self, key: Expr, quad: Expr) -> list[Expr]:
         key = self.first + int64(key)
         if self.size % QUAD == 0:
             at = emit.bind("at", key * (self.size // QUAD) + int64(quad))
@@ -110,15 +128,6 @@ class Rows(VisibleRange):
         if operands.kv_length is not None:
             keys = T.min(operands.kv_length[b], keys)
         self.keys = emit.bind("keys", keys)
-
-    def cached(self, name: str) -> Cached:
-        """The "keys" or the "values"."""
-        config, operands = self.config, self.operands
-        keys = name == "keys" and operands.k is not None
-        tensor, size = (operands.k, config.size) if keys else (operands.v, config.value_size)
-        extent = operands.panels if keys else operands.capacity
-        flat = emit.view(name, tensor, operands.batch * config.kv_heads * extent * size)
-        return Cached(config, flat, size, (self.b * config.kv_heads + self.head) * extent)
 
     def existing(self, row: Expr) -> Expr:
         """The row, or the last one for those past it; what becomes of these is not kept."""
@@ -173,13 +182,10 @@ class Span:
         """An int32 key, or the nearest one that may be read."""
         return T.min(T.max(key, self.lowest), self.last)
 
-    def quad(self, cached: Cached, key: Expr, quad: Expr) -> list[Expr]:
-        """Within a phase: four elements of the nearest key, zeros where padding hides it: it may hold NaN."""
+    def fetch(self, source: Source, key: Expr, piece: Expr) -> Quads:
+        """Within a phase: a piece of the nearest key."""
         place = math.hold(self.nearest(key))
-        found, shown = cached.quad(place, quad), self.rows.shown(place)
-        if shown is None:
-            return found
-        return [math.hold(tirx.Select(shown, element, T.float32(0))) for element in found]
+        return source.fetch(place, piece, self.rows.shown(place))
 
 
 class Sight:

@@ -7,6 +7,7 @@ the tile's keys, and then some columns of the output.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,15 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.attention import Operands
+from planish.codegen.kernels.blocks.attention_codes import Scales, source
 from planish.codegen.kernels.blocks.attention_parts import Partials, quotient
+from planish.codegen.kernels.blocks.attention_pieces import Pieces, pieces_of
 from planish.codegen.kernels.blocks.attention_rows import (
     QUAD,
     THREADS,
     Rows,
     Sight,
+    Source,
     Span,
     finite,
     int64,
@@ -55,6 +59,17 @@ def attend_in_tiles(tiling: Tiling, operands: Operands, partials: Partials | Non
     launch((tiles, config.kv_heads * parts, operands.batch), body, tiling.shared_bytes)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Keys or values on their way into a tile."""
+
+    tile: Any
+    source: Source
+    pieces: Pieces
+    size: int
+    stride: int
+
+
 class _TileBlock:
     def __init__(self, block: Block, tiling: Tiling, rows: Rows, first: Expr, span: Span) -> None:
         self.block, self.tiling, self.rows, self.first, self.span = block, tiling, rows, first, span
@@ -62,7 +77,15 @@ class _TileBlock:
         shared = {name: block.shared(name, size) for name, size in tiling.buffers.items()}
         self.queries, self.keys, self.weights = shared["queries"], shared["keys"], shared["weights"]
         self.values = shared.get("values", self.keys)
-        self.key_source, self.value_source = rows.cached("keys"), rows.cached("values")
+        # Neighbouring threads write neighbouring places of a tile: each reads as little as it can.
+        self.key_pieces, self.value_pieces = (
+            pieces_of(layout, 1, 1) for layout in (self.config.keys_layout, self.config.values_layout)
+        )
+        self.key_source = source(rows, "keys", self.key_pieces)
+        self.value_source = source(rows, "values", self.value_pieces)
+        self.scales = {name: (shared[f"{name}_scales"], Scales(rows, name)) for name in self.config.scaled}
+        self.value_scales = shared.get("values_scales")
+        self.key_scales = self.value_scales if self.config.shared else shared.get("keys_scales")
         count = tiling.rows
         self.scores = block.registers("scores", count * tiling.keys)
         self.largest = block.registers("largest", count)
@@ -118,20 +141,33 @@ class _TileBlock:
 
     def _stage(self, base: Expr) -> None:
         tiling, config = self.tiling, self.config
-        sides: list[tuple[Any, Any, int, int]] = [(self.keys, self.key_source, config.size, tiling.key_stride)]
+        sides = [_Side(self.keys, self.key_source, self.key_pieces, config.size, tiling.key_stride)]
         if not config.shared:
-            sides.append((self.values, self.value_source, config.value_size, tiling.value_stride))
+            sides.append(
+                _Side(self.values, self.value_source, self.value_pieces, config.value_size, tiling.value_stride)
+            )
         with self.block.phase() as thread:
-            for tile, source, size, stride in sides:
+            for side in sides:
+                _each(thread, tiling.block_keys * side.pieces.count, partial(self._stage_piece, side, base))
+            for tile, found in self.scales.values():
 
-                def stage(
-                    number: Expr, tile: Any = tile, source: Any = source, size: int = size, stride: int = stride
-                ) -> None:
-                    quad, key = lane_of(number, quads(size))
-                    found = self.span.quad(source, base + key, quad)
-                    store_quad(tile, key * (stride // QUAD) + quad, found)
+                def keep(tile: Any = tile, found: Scales = found) -> None:
+                    T.buffer_store(tile, found.factor(self.span, base + thread), [thread])
 
-                _each(thread, tiling.block_keys * quads(size), stage)
+                emit.branch(thread < tiling.block_keys, keep)
+
+    def _stage_piece(self, side: _Side, base: Expr, number: Expr) -> None:
+        piece, key = lane_of(number, side.pieces.count)
+        found = self.span.fetch(side.source, base + key, piece)
+        for n in range(side.pieces.quads):
+            quad = piece * side.pieces.quads + n
+
+            def keep(n: int = n, quad: Expr = quad) -> None:
+                store_quad(side.tile, key * (side.stride // QUAD) + quad, found(n))
+
+            # Words may end in a quad past the row.
+            whole = n == 0 or quads(side.size) % side.pieces.quads == 0
+            emit.branch(True if whole else quad < quads(side.size), keep)
 
     def _scores(self, base: Expr) -> None:
         """Products as chains of fma over the elements of a head, then scores, and the largest of each row."""
@@ -153,6 +189,8 @@ class _TileBlock:
                 for j in keys:
                     at = i * tiling.keys + j
                     place = math.hold(base + key_lane + KEY_LANES * j)
+                    if self.key_scales is not None:
+                        scores[at] = scores[at] * self.key_scales[key_lane + KEY_LANES * j]
                     scores[at] = self.sight.score(thread, i, scores[at], place, self.span.nearest(place))
                 self.tops[i][0] = scores[i * tiling.keys]
                 for j in keys[1:]:
@@ -175,7 +213,10 @@ class _TileBlock:
                 for j in range(tiling.keys):
                     weight = math.hold(math.exp_nonpositive(self.scores[i * tiling.keys + j] - reference))
                     at = (row_lane + ROW_LANES * i) * tiling.weight_stride + key_lane + KEY_LANES * j
-                    T.buffer_store(self.weights, weight, [at])
+                    scaled = weight
+                    if self.value_scales is not None:
+                        scaled = weight * self.value_scales[key_lane + KEY_LANES * j]
+                    T.buffer_store(self.weights, scaled, [at])
                     total = weight if j == 0 else total + weight
                 self.sums[i][0] = math.fma(self.sums[i][0], correction, total)
                 for n in range(each):

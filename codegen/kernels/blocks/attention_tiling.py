@@ -50,14 +50,16 @@ class Tiling:
 
     @property
     def buffers(self) -> dict[str, int]:
-        """Elements of the shared buffers; where keys and values are one tensor, so are their tiles."""
+        """Elements of the shared buffers; where keys and values are one tensor, so are their tiles and scales."""
         sizes = {
             "queries": self.block_rows * self.key_stride,
             "keys": self.block_keys * self.key_stride,
             "values": self.block_keys * self.value_stride,
             "weights": self.block_rows * self.weight_stride,
         }
-        return {name: size for name, size in sizes.items() if name != "values" or not self.config.shared}
+        if self.config.shared:
+            del sizes["values"]
+        return sizes | {f"{name}_scales": self.block_keys for name in self.config.scaled}
 
     @property
     def shared_bytes(self) -> int:

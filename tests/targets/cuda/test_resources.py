@@ -59,7 +59,7 @@ def test_kernels_fit_into_registers(processor: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FRAMES, ids=dtype_name)
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("processor", MACHINES)
 def test_angles_take_the_frame_of_their_reduction(processor: str, dtype: torch.dtype) -> None:
     functions = {
         name: one_call(name, aten(f"{name}.default", Slot(0)), [TensorType(dtype, (5,))]) for name in ANGLES.values()
@@ -77,7 +77,7 @@ def small() -> Model:
     return planish.prepare(planish.compress(model, EXAMPLES / "recipes" / "w4.yaml", check=False), check=False)
 
 
-@pytest.mark.parametrize("processor", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("processor", MACHINES)
 def test_the_bundled_model_fits_into_registers(processor: str) -> None:
     complaint = outside_registers(resources(small().module, processor))
     assert not complaint, complaint
