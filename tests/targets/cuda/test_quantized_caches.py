@@ -189,6 +189,21 @@ def test_tokens_outside_the_cache_are_an_error() -> None:
     assert not kept.any()
 
 
+def test_a_part_of_a_panel_is_an_error() -> None:
+    """What lies behind it would be read as scales."""
+    config, attention = attending(BY_DAY[0], False)
+    keys, values = (
+        torch.zeros(of.shape(1, 20), dtype=torch.uint8) for of in (config.keys_layout, config.values_layout)
+    )
+    start, length = torch.tensor([0]), torch.tensor([1])
+    with pytest.raises(RuntimeError, match="caches of codes have a multiple of 16 places"):
+        appending(config.keys_layout)(keys, torch.ones(1, 1, config.kv_heads, config.size), start, length)
+    assert not keys.any()
+    q, y = (torch.ones(1, 1, config.heads, size) for size in (config.size, config.value_size))
+    with pytest.raises(RuntimeError, match="caches of codes have a multiple of 16 places"):
+        attention(q, keys, values, start, length, y)
+
+
 def test_a_row_takes_no_more_bytes_than_on_a_processor() -> None:
     """Heads of whole words: nothing is spent on alignment."""
     for codes in FORMATS.values():
