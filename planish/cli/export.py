@@ -10,6 +10,7 @@ import planish
 from planish.cli import compressing
 from planish.cli.output import JSON, megabytes, print_json, print_mapping
 from planish.cli.reports import reports_as_json, show_reports
+from planish.exporting import check_format
 
 
 def export_model(
@@ -25,6 +26,8 @@ def export_model(
     json: bool = JSON,
 ) -> None:
     """Trace, compress, and write what other runtimes read."""
+    # An unknown format is refused before anything takes time.
+    check_format(format)
     model, before = compressing.compressed(
         source, recipe, calibration=calibration, samples=samples, length=length, workspace=workspace, check=check
     )

@@ -30,6 +30,12 @@ def _gguf(model: Model, target: Path) -> None:
 FORMATS: dict[str, Callable[[Model, Path], None]] = {"compressed-tensors": _compressed_tensors, "gguf": _gguf}
 
 
+def check_format(format: str) -> None:
+    """Raise InputError, naming those there are, for a format that nothing writes."""
+    if format not in FORMATS:
+        raise InputError(f"no format is called {format!r}; choose one of {', '.join(FORMATS)}")
+
+
 def export(model: Model, target: str | Path, format: str = "compressed-tensors") -> Path:
     """Write a model traced from a checkpoint folder for another runtime; returns where it was written.
 
@@ -44,8 +50,7 @@ def export(model: Model, target: str | Path, format: str = "compressed-tensors")
         InputError: for what the format cannot hold, naming it, for a target that cannot be written, and for a package that is
             not installed. Nothing is left half-written.
     """
-    if format not in FORMATS:
-        raise InputError(f"no format is called {format!r}; choose one of {', '.join(FORMATS)}")
+    check_format(format)
     path = Path(target)
     FORMATS[format](model, path)
     return path

@@ -123,6 +123,7 @@ def _typed(name: str, op: Aten, types: list[TensorType]) -> list[TensorType]:
     return [t.with_dtype(F32) for t in types] if name == "batch_norm" else types
 
 
+@pytest.mark.full
 def test_cases() -> None:
     functions = {name: one_call(name, op, _typed(name, op, types)) for name, (op, types) in CASES.items()}
     module = Module(functions)

@@ -257,7 +257,7 @@ def test_mutants_in_a_decoder_are_killed(capsys: pytest.CaptureFixture[str]) -> 
     assert not survivors and not fused
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_mutants_in_a_raised_checkpoint_are_killed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The faults named first: a weight transposed, a term dropped, a dtype changed, an epsilon lost, a mask shifted."""
     torch.manual_seed(0)

@@ -274,6 +274,7 @@ def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(
     assert torch.equal(apply(config, layer, codes[part], scale[part]), whole[part])
 
 
+@pytest.mark.full
 @by_tile
 def test_bits_do_not_depend_on_the_configuration(tile: Int8Tile) -> None:
     candidates = configurations(tile, 128, 3 * tile.lanes + 1, GroupedInt(4, 64), True)

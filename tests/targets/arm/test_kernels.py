@@ -19,10 +19,11 @@ from planish.testing.kernel_cases import INTEGERS, LOW_BITS, Case, everything, m
 pytestmark = needs_arm
 EXACT = {**INTEGERS, **LOW_BITS}
 ALL = {**everything(), **EXACT}
-# Products of matrices change products of integers and nothing else: the other kernels of that build wait for the night.
+# Products of matrices change products of integers and nothing else, and those of all encodings in one way: the rest of that
+# build waits for the night.
 PLAN = {
     "generic": ("generic", ALL),
-    "generic+i8mm, integers": ("generic+i8mm", EXACT),
+    "generic+i8mm, integers": ("generic+i8mm", INTEGERS),
     "generic+i8mm": ("generic+i8mm", ALL),
 }
 
@@ -63,6 +64,8 @@ def test_integer_kernels_have_the_bits_of_the_host(on_arm: OnArm) -> None:
     """With scales of one the results are the accumulators; with real ones the stated chain of float operations."""
     host = on_host()
     for number, (name, case) in enumerate(EXACT.items()):
+        if name not in on_arm.cases:
+            continue
         inputs = case.inputs(number)
         for arm, want in zip(call(on_arm.executable, name, inputs), call(host, name, inputs), strict=True):
             assert torch.equal(arm, want), name

@@ -20,7 +20,8 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 PROMPT = (EXAMPLES / "tiny-llama" / "heldout.txt").read_text(encoding="utf-8")[:120]
 NEW_TOKENS = 16
 
-pytestmark = pytest.mark.full
+# By day every kernel by itself, and a small decoder with caches in few bits.
+pytestmark = pytest.mark.nightly
 
 
 def test_tokens_and_logits_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:

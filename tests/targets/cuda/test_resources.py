@@ -77,7 +77,8 @@ def small() -> Model:
     return planish.prepare(planish.compress(model, EXAMPLES / "recipes" / "w4.yaml", check=False), check=False)
 
 
-@pytest.mark.parametrize("processor", MACHINES)
+@pytest.mark.nightly
+@pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_bundled_model_fits_into_registers(processor: str) -> None:
     complaint = outside_registers(resources(small().module, processor))
     assert not complaint, complaint
