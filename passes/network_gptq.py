@@ -109,11 +109,19 @@ def round_network(
     with Shelf(memory, calibration.workspace) as shelf, Shelf(memory, calibration.workspace) as other:
         lockstep = Lockstep(module, FUNCTION, calibration.batches, shelf)
         reference = None if original is None else Lockstep(original, FUNCTION, calibration.batches, other)
+        passed: list[int] = []
         for stage in found:
             params = [Param(n, (p := module.params[n]).type, encodings[n], p.source) for n in stage.names]
             kept = [None if workspace is None else workspace.load(p) for p in params]
             seen = None
-            if any(k is None for k in kept):
+            if all(kept):
+                passed.append(stage.position)
+            else:
+                # Stage by stage here too: weights in between are decoded together.
+                for position in passed:
+                    for network in (lockstep, *([] if reference is None else [reference])):
+                        network.run_to(position)
+                passed.clear()
                 seen = _observe(lockstep, reference, stage, damping)
                 if seen.dead:
                     outcome.notes.append(

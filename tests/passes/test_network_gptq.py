@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from planish.ir import Dense, GroupedInt, InputError, Interpreter, Module, dense_param
+from planish.ir import Dense, GroupedInt, InputError, Interpreter, Module, ParamRef, dense_param
 from planish.ir.ops import Linear, QuantizedLinear
 from planish.passes.calibration import Calibration
+from planish.passes.calibration.lockstep import Lockstep
 from planish.passes.gptq import curvature
 from planish.passes.network_gptq import Aim
 from planish.passes.pass_base import Context
@@ -168,6 +169,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_network_gptq as t
 from planish.passes.calibration import Calibration
+from planish.passes.calibration.lockstep import Lockstep
 from planish.passes.gptq import curvature
 from planish.passes.network_gptq import Aim
 from planish.passes.pass_base import Context
@@ -193,6 +195,25 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, after: int) -> None:
     again = quantizer().apply(module, context(workspace=tmp_path))
     assert after <= int(again.details["resumed"]) < 14
     assert same(again.module, quantizer().apply(module, context()).module)
+
+
+def test_a_run_that_goes_on_decodes_no_more_weights_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished is passed stage by stage: memory is that of a run that was not cut."""
+    module, spans, visit = tiny_decoder(**WIDE), [], Lockstep.visit
+
+    def watched(self: Lockstep, position: int) -> Any:
+        nodes = self.function.nodes[self.position : position]
+        spans.append(len({i.name for n in nodes for i in n.inputs if isinstance(i, ParamRef)}))
+        return visit(self, position)
+
+    monkeypatch.setattr(Lockstep, "visit", watched)
+    quantizer().apply(module, context(workspace=tmp_path))
+    whole, finished = max(spans), sorted(tmp_path.glob("*.safetensors"), key=lambda f: f.stat().st_mtime_ns)
+    finished[-1].unlink()
+    spans.clear()
+    again = quantizer().apply(module, context(workspace=tmp_path))
+    assert int(again.details["resumed"]) == len(finished) - 1
+    assert 0 < max(spans) <= whole
 
 
 def test_a_workspace_of_something_else_is_refused(tmp_path: Path) -> None:
