@@ -35,23 +35,21 @@ def main() -> None:
 
     original = planish.trace(CHECKPOINT, check=False)
     today = datetime.date.today().isoformat()
-    for format in ("original", "Q4_0", *(f"4 bits, groups of {g}, {m}" for g in GROUPS for m in ("rtn", "gptq"))):
-        if format == "original":
-            model = original
-        elif format == "Q4_0":
-            model, size = in_q4_0(original)
-        else:
-            _, group, method = format.split(", ")
-            model = ours(original, int(group.split()[-1]), method, options)
-        if format != "Q4_0":
-            size = sum(p.nbytes for p in model.module.params.values() if len(p.type.shape) == 2)
-        made = {
-            "bench": "four_bits",
-            "format": format,
-            "matrices_bytes": size,
-            "bits_per_byte": round(quality(model), 4),
-        }
-        print(json.dumps({**made, "date": today}), flush=True)
+
+    def show(format: str, model: Model, size: int) -> None:
+        made = {"format": format, "matrices_bytes": size, "bits_per_byte": round(quality(model), 4)}
+        print(json.dumps({"bench": "four_bits", **made, "date": today}), flush=True)
+
+    show("original", original, matrices_bytes(original))
+    show("Q4_0", *in_q4_0(original))
+    for group in GROUPS:
+        for method in ("rtn", "gptq"):
+            model = ours(original, group, method, options)
+            show(f"4 bits, groups of {group}, {method}", model, matrices_bytes(model))
+
+
+def matrices_bytes(model: Model) -> int:
+    return sum(p.nbytes for p in model.module.params.values() if len(p.type.shape) == 2)
 
 
 def ours(original: Model, group: int, method: str, options: argparse.Namespace) -> Model:

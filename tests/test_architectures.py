@@ -111,7 +111,7 @@ def test_greedy_tokens_are_the_same(subject: Subject, capsys: pytest.CaptureFixt
 
 
 @given(data=st.data())
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_split_has_the_bits_of_the_whole(subject: Subject, data: st.DataObject) -> None:
     """Ragged rows, read in up to four pieces; and the same rows behind left padding, by the traced forward."""
     if subject.name in ENCODERS:

@@ -98,7 +98,7 @@ def test_every_layer_is_a_model_operation(traced: Traced) -> None:
 
 
 @pytest.mark.full
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(torch_cases())
 def test_random_networks_compile_to_what_the_interpreter_computes(case: TorchCase) -> None:
     model = planish.trace(case.module, case.example, dynamic_shapes=case.dynamic_shapes)
