@@ -147,9 +147,8 @@ def legalise(
     """The module in the form that `lower` takes.
 
     `served(module, function)` says which of a function's nodes have a kernel of their own as they are, given the parameters
-    that were added since. An append to a
-    cache has one only while attention has, and a kernel wants parameters where constants stand: so what the first round
-    writes out is looked at a second time.
+    that were added since. An append to a cache has one only while attention has, and a kernel wants parameters where
+    constants stand: so what the first round writes out is looked at a second time.
     """
     fold = FoldConstants(limit_bytes=FOLD_LIMIT)
     for _ in range(2):
