@@ -106,15 +106,24 @@ class Block(ABC):
 
     @abstractmethod
     def group_products_s8(
-        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+        self,
+        sums: Registers,
+        at: int,
+        columns: int,
+        a: Registers,
+        a_at: int,
+        shared: Any,
+        place: Expr,
+        beyond: int = 0,
+        fresh: bool = False,
     ) -> None:
         """Begin ``D += A B``, or ``D = A B`` when `fresh`, of 128 threads in a row: A int8 [64, 32], B int8 [32, columns].
 
-        Warp w of the four holds in a[0..3] rows 16 w ... of A as in `products_s8`, and in sums[4 c ... 4 c + 3] (int32)
-        columns 8 c ... of the same rows. Column j of B is the line of 128 bytes at ``place + 128 j`` of shared memory, of
-        which 32 bytes are read; the 16-byte pieces of a line lie exchanged, piece q in the place of q ^ (j % 8), and the
-        first line begins at a multiple of 1024 bytes. Neither operands nor sums may be touched before `group_wait`.
-        (PTX: wgmma.)
+        Warp w of the four holds in a[a_at ... a_at + 3] rows 16 w ... of A as in `products_s8`, and in
+        sums[at + 4 c ... at + 4 c + 3] (int32) columns 8 c ... of the same rows. Column j of B is the line of 128 bytes at
+        ``place + beyond + 128 j`` of shared memory, of which 32 bytes are read; the 16-byte pieces of a line lie exchanged,
+        piece q in the place of q ^ (j % 8), and the first line begins at a multiple of 1024 bytes. Neither operands nor sums
+        may be touched before `group_wait`. (PTX: wgmma.)
         """
 
     @abstractmethod
@@ -126,8 +135,8 @@ class Block(ABC):
         """Close a set of the group products begun so far."""
 
     @abstractmethod
-    def group_wait(self, sets: int) -> None:
-        """Wait for all group products but those of the last `sets` sets."""
+    def group_wait(self, sets: int, sums: Registers, at: int, count: int) -> None:
+        """Wait for all group products but those of the last `sets` sets; the `count` sums from `at` on can be read then."""
 
     @abstractmethod
     def share(self) -> None:

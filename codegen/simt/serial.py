@@ -110,22 +110,31 @@ class SerialBlock(Block):
                 T.buffer_store(total, total[place] + _byte(word, part) * _byte(other, part), [place])
 
     def group_products_s8(
-        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+        self,
+        sums: Registers,
+        at: int,
+        columns: int,
+        a: Registers,
+        a_at: int,
+        shared: Any,
+        place: Expr,
+        beyond: int = 0,
+        fresh: bool = False,
     ) -> None:
         assert isinstance(sums, _Registers) and isinstance(a, _Registers)
         left, total = a.buffer, sums.buffer
         with self.phase() as thread, T.serial(T.int32(columns // 2)) as number:
             lane = thread % WARP
             row_lane, column = thread - lane % 4, number // 4 * 8 + lane % 4 * 2 + number % 2
-            at = thread * sums.size + number
+            of_thread = thread * sums.size + at + number
             if fresh:
-                T.buffer_store(total, T.int32(0), [at])
+                T.buffer_store(total, T.int32(0), [of_thread])
             with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
                 word = left[(row_lane + quarter) * a.size + a_at + 2 * half + number % 4 // 2]
                 weight = _byte(word, part)
-                line = T.cast(place, "int32") + column * 128 + 16 * half + 4 * quarter + part
+                line = T.cast(place, "int32") + beyond + column * 128 + 16 * half + 4 * quarter + part
                 byte = T.bitwise_xor(line, T.shift_left(T.bitwise_and(T.shift_right(line, 7), 7), 4))
-                T.buffer_store(total, total[at] + weight * T.cast(shared[byte], "int32"), [at])
+                T.buffer_store(total, total[of_thread] + weight * T.cast(shared[byte], "int32"), [of_thread])
 
     def group_start(self) -> None:
         pass
@@ -133,7 +142,7 @@ class SerialBlock(Block):
     def group_commit(self) -> None:
         pass
 
-    def group_wait(self, sets: int) -> None:
+    def group_wait(self, sets: int, sums: Registers, at: int, count: int) -> None:
         pass
 
     def share(self) -> None:

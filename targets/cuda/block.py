@@ -81,12 +81,22 @@ def _group_products(columns: int, fresh: bool) -> str:
     outputs = ", ".join(f'"+r"(d[{n}])' for n in range(count))
     a = ",".join(f"%{count + n}" for n in range(4))
     return f"""
-__device__ __forceinline__ void NAME(int* d, const unsigned* a, const void* b) {{
+__device__ __forceinline__ void NAME(int* d, const unsigned* a, const void* b, int beyond) {{
   unsigned at = (unsigned)__cvta_generic_to_shared(b);
-  unsigned long long described = (unsigned long long)((at & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+  unsigned long long first = (unsigned long long)((at & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+  unsigned long long described = first + (beyond >> 4);
   asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, {int(not fresh)}, 0;\\n"
       "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.s8.s8 {{{sums}}}, {{{a}}}, %{count + 4}, p;\\n}}"
       : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described));
+}}"""
+
+
+def _group_wait(sets: int, count: int) -> str:
+    """The sums are named as operands, so that no read of them moves before the wait."""
+    held = ", ".join(f'"+r"(d[{n}])' for n in range(count))
+    return f"""
+__device__ __forceinline__ void NAME(int* d) {{
+  asm volatile("wgmma.wait_group.sync.aligned {sets};" : {held} :: "memory");
 }}"""
 
 
@@ -192,11 +202,20 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
         T.evaluate(device_call(name, source, _address(sums, at), _address(a, a_at), _address(b, b_at)))
 
     def group_products_s8(
-        self, sums: Registers, columns: int, a: Registers, a_at: int, shared: Any, place: Expr, fresh: bool = False
+        self,
+        sums: Registers,
+        at: int,
+        columns: int,
+        a: Registers,
+        a_at: int,
+        shared: Any,
+        place: Expr,
+        beyond: int = 0,
+        fresh: bool = False,
     ) -> None:
-        name = f"group_products_s8_{columns}{'_fresh' if fresh else ''}"
-        row = T.address_of(shared[place])
-        T.evaluate(device_call(name, _group_products(columns, fresh), _address(sums, 0), _address(a, a_at), row))
+        name, line = f"group_products_s8_{columns}{'_fresh' if fresh else ''}", T.address_of(shared[place])
+        text = _group_products(columns, fresh)
+        T.evaluate(device_call(name, text, _address(sums, at), _address(a, a_at), line, T.int32(beyond)))
 
     def group_start(self) -> None:
         T.evaluate(device_call("group_start", plain("wgmma.fence.sync.aligned;")))
@@ -204,8 +223,8 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
     def group_commit(self) -> None:
         T.evaluate(device_call("group_commit", plain("wgmma.commit_group.sync.aligned;")))
 
-    def group_wait(self, sets: int) -> None:
-        T.evaluate(device_call(f"group_wait_{sets}", plain(f"wgmma.wait_group.sync.aligned {sets};")))
+    def group_wait(self, sets: int, sums: Registers, at: int, count: int) -> None:
+        T.evaluate(device_call(f"group_wait_{sets}_{count}", _group_wait(sets, count), _address(sums, at)))
 
     def share(self) -> None:
         T.evaluate(device_call("share", plain("fence.proxy.async.shared::cta;")))

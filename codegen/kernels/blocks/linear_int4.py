@@ -7,11 +7,12 @@ group are exact; each group's sum, as a float, is scaled and added in float32.
 Few rows (`linear_int4_few.py`): the warps of a block share the chunks of a panel and add up at the end, in the order of the
 warps; each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows
 (`linear_int4_tile.py`; `linear_int4_many.py`, and `linear_int4_groups.py` where warps multiply in groups): a block takes 8
-panels and up to 128 rows, which pass through shared memory in several stages.
+panels and up to 256 rows, which pass through shared memory in several stages.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -19,8 +20,12 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.blocks.linear_int4_few import FewRows
 from planish.codegen.kernels.blocks.linear_int4_groups import GroupRows
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, BlockLinearInt4, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import BlockLinearInt4, Layer
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
+from planish.codegen.tiles.float import Expr
+
+BESIDES = 2
+"""What a block for many rows does besides its products, in the time of 8 rows: it unpacks the weight."""
 
 
 def linear_int4(config: BlockLinearInt4) -> Any:
@@ -40,17 +45,22 @@ def linear_int4(config: BlockLinearInt4) -> Any:
             few = FewRows(layer, tiles)
             emit.branch(layer.rows <= rows, few.emit, lambda: from_few(number + 1))
 
+        many = [(GroupRows if config.groups else ManyRows)(layer, tiles) for tiles in config.tiles]
+        costs = [_cost(config, tiles, *tile.grid) for tiles, tile in zip(config.tiles, many)]
+
         def from_many(number: int) -> None:
-            many = (GroupRows if config.groups else ManyRows)(layer, config.tiles[number])
-            if number == len(config.tiles) - 1:
-                many.emit()
+            later = costs[number + 1 :]
+            if not later:
+                many[number].emit()
                 return
-            # A block that would stay half empty is too large; and so is one where some would stay without.
-            down, across = many.grid
-            fits = layer.rows > COLUMNS * config.tiles[number + 1]
-            fills = 10 * down * across >= 9 * config.multiprocessors if number == 0 else True
-            emit.branch(T.And(fits, fills) if number == 0 else fits, many.emit, lambda: from_many(number + 1))
+            least = reduce(T.And, [costs[number] <= cost for cost in later])
+            emit.branch(least, many[number].emit, lambda: from_many(number + 1))
 
         from_few(0)
 
     return emit.prim_func("linear_int4", body)
+
+
+def _cost(config: BlockLinearInt4, tiles: int, down: Expr, across: Expr) -> Expr:
+    """How long all blocks take, in the time of 8 rows of one: as many after another as multiprocessors leave over."""
+    return emit.ceil_div(down * across, config.multiprocessors) * (tiles + BESIDES)

@@ -39,10 +39,10 @@ class BlockLinearInt4:
     Attributes:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: kernels for few rows: (up to so many, in rising order, times 8 rows to a block).
-        tiles: times 8 rows of a block for many rows, in falling order: the least that holds all rows, or the first that
-            fills the machine.
+        tiles: times 8 rows of a block for many rows, in falling order: the one whose blocks take the least time.
         groups: whether warps multiply in groups.
-        stages: chunks in shared memory at a time.
+        stages: chunks in shared memory at a time, as far as they fit.
+        shared_bytes: shared memory of a block.
         multiprocessors: how many blocks run side by side at least.
     """
 
@@ -54,6 +54,7 @@ class BlockLinearInt4:
     tiles: tuple[int, ...] = (16, 8)
     groups: bool = False
     stages: int = 4
+    shared_bytes: int = 96 << 10
     multiprocessors: int = 1
 
 
@@ -69,8 +70,9 @@ def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> Block
         warps=warps,
         depth=min(4, -(-layout.chunks // warps)),
         few=((2, 1),) if wide and groups else ((8, 1), (16, 2)) if wide else ((8, 1), (64, 4)),
-        tiles=(16, 8, 4, 2) if groups else (16, 8),
-        stages=6 if groups else 4 if limits.shared_bytes > 128 << 10 else 3,
+        tiles=(32, 16, 8, 4, 2) if groups else (16, 8),
+        stages=6 if groups else 4,
+        shared_bytes=limits.shared_bytes,
         groups=groups,
         multiprocessors=limits.multiprocessors,
     )

@@ -31,7 +31,7 @@ class ManyRows(RowTile):
         self.together = 2
 
     def tile(self, block: Block) -> None:
-        layout, stages = self.layout, self.config.stages
+        layout, stages = self.layout, self.stages
         self.allocate(block)
         self.words = block.registers("words", PANELS * layout.lane_words, "uint32")
         self.stored_scales = block.registers("stored_scales", PANELS * self.scale_words, "uint32")

@@ -25,6 +25,8 @@ class RowTile(ABC):
         self.threads, self.rows = MANY_PANELS * WARP, tiles * COLUMNS
         self.codes_bytes, self.weight_bytes = self.rows * stride, MANY_PANELS * self.layout.chunk_bytes
         self.scale_words = layer.scale_words * self.layout.segments
+        stage = rounded_bytes(self.codes_bytes, "int8") + rounded_bytes(self.weight_bytes, "uint8")
+        self.stages = min(self.config.stages, self.config.shared_bytes // stage)
 
     @property
     def grid(self) -> tuple[Expr, Expr]:
@@ -32,7 +34,7 @@ class RowTile(ABC):
         return emit.ceil_div(self.layer.rows, self.rows), emit.ceil_div(self.layout.panels, MANY_PANELS)
 
     def emit(self) -> None:
-        stages = self.config.stages
+        stages = self.stages
         shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
         emit.launch(self.grid, self.threads, self.tile, shared)
 
@@ -46,22 +48,22 @@ class RowTile(ABC):
 
     def allocate(self, block: Block) -> None:
         """The stages. Codes come first, since group products want them to begin at a multiple of eight lines."""
-        self.shared_codes = block.shared("codes", self.config.stages * self.codes_bytes, "int8")
-        self.shared_weight = block.shared("weight", self.config.stages * self.weight_bytes, "uint8")
+        self.shared_codes = block.shared("codes", self.stages * self.codes_bytes, "int8")
+        self.shared_weight = block.shared("weight", self.stages * self.weight_bytes, "uint8")
 
     def begin(self, block: Block, sums: Registers) -> None:
         """Clear the sums, and ask for the first chunks."""
         with block.phase():
             for number in range(sums.size):
                 sums[number] = T.float32(0)
-        for stage in range(self.config.stages - 1):
+        for stage in range(self.stages - 1):
             if stage < self.layout.chunks:
                 self._copy(block, emit.index(stage), emit.index(stage))
             block.commit()
 
     def copy_ahead(self, block: Block, chunk: Expr) -> None:
         """Ask for the chunk that takes the place of the one before this, once every thread is done with that."""
-        stages = self.config.stages
+        stages = self.stages
         ahead = chunk + (stages - 1)
         emit.branch(ahead < self.layout.chunks, lambda: self._copy(block, ahead, ahead % stages))
         block.commit()
@@ -73,14 +75,14 @@ class RowTile(ABC):
 
         def copy_codes(number: Expr) -> None:
             line, piece = number // of_row, number % of_row
-            row = emit.bind("row", block.index[0] * self.rows + T.cast(line, "int64"))
+            # Rows and panels past the end read the last one again; what they compute is stored nowhere.
+            row = T.min(block.index[0] * self.rows + T.cast(line, "int64"), self.layer.rows - 1)
             at = stage * self.codes_bytes + T.cast(self.piece(line, piece), "int64")
             source = (row, chunk * layout.chunk + T.cast(piece * VECTOR, "int64"))
-            block.copy_async(self.shared_codes, at, self.layer.codes, source, row < self.layer.rows)
+            block.copy_async(self.shared_codes, at, self.layer.codes, source)
 
         def copy_weight(number: Expr) -> None:
             line, place = number // of_panel, T.cast(number % of_panel * VECTOR, "int64")
-            # Panels past the end read the last one again; what they compute is stored nowhere.
             panel = T.min(block.index[1] * MANY_PANELS + T.cast(line, "int64"), emit.index(layout.panels - 1))
             at = stage * self.weight_bytes + T.cast(line * layout.chunk_bytes, "int64") + place
             block.copy_async(self.shared_weight, at, self.layer.weight, (panel * layout.chunks + chunk, place))

@@ -24,7 +24,7 @@ from planish.testing.four_bits import distance_allowed
 pytestmark = pytest.mark.full
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-ROWS = (1, 2, 3, 8, 9, 16, 17, 33, 64, 65, 100, 129)
+ROWS = (1, 2, 3, 8, 9, 16, 17, 33, 64, 65, 100, 129, 257)
 # A layer is wide or narrow beside the machine that runs it, and its schedules differ.
 MACHINES = {
     "groups": replace(find_processor("sm_90"), multiprocessors=1),
