@@ -35,7 +35,7 @@ METHODS = ("rtn", "gptq", "qat")
 CONTEXT, ROWS = 512, 8
 # By format, the learning rate and the weight of the original's logits in the loss: the fewer levels, the further weights have
 # to move; with many there is little to repair, and the original is the better teacher of it than a new text.
-TRAINING = {"sign": (1e-3, 0.0), "ternary": (1e-3, 0.0), "stretched": (1e-3, 0.0), "3": (2e-4, 0.5), "4": (2e-4, 0.5)}
+TRAINING = {"sign": (1e-3, 0.0), "ternary": (1e-3, 0.0), "stretched": (1e-3, 0.0), "3": (4e-4, 0.5), "4": (2e-4, 0.5)}
 
 
 def main() -> None:
