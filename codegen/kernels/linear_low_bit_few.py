@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_low_bit_operands import Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_operands import Operands, in_segments, streamed
 from planish.codegen.kernels.linear_low_bit_repeated import Repeated
 from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
@@ -83,7 +83,9 @@ class FewRows:
                 return self._segment(initial, start, block, group, first, count)
 
             initial = [self.starts.get((start + row) * self.groups + group, v) for row, v, _ in cells]
-            dots = in_segments(initial, lanes, self.layout.steps, self.most, segment)
+            steps = self.layout.steps
+            most = streamed(steps, self.most, self.tile) if height == 1 else self.most
+            dots = in_segments(initial, lanes, steps, most, segment)
             scaling = [self.operands.scaling(block, v) for v in range(vectors)]
             totals = [
                 None if self.totals is None else self.totals.get((start + row) * self.groups + group)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.linear_low_bit_operands import BITS_OF_ZERO, Operands, in_segments
+from planish.codegen.kernels.linear_low_bit_operands import BITS_OF_ZERO, Operands, in_segments, streamed
 from planish.codegen.kernels.linear_low_bit_repeated import Repeated
 from planish.codegen.kernels.packed_blocks import Block
 from planish.codegen.tiles.float import Expr
@@ -26,7 +26,8 @@ class OneRow:
         self.operands, self.config, self.tile = operands, operands.config, operands.tile
         self.floats, self.groups, self.layout = operands.floats, operands.groups, operands.layout
         self.powers, self.grid = self.config.powers, self.config.encoding.grid
-        self.most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
+        most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
+        self.most = streamed(self.layout.steps, most, self.tile)
         vectors = self.config.vectors
         self.cells = [(v, power) for power in self.powers for v in range(vectors)]
         # Where the sums of codes start, and those of codes times greater powers of two.

@@ -14,6 +14,7 @@ from planish.codegen.kernels.linear_low_bit_config import LowBitLinear
 from planish.codegen.kernels.linear_low_bit_packing import Piece
 from planish.codegen.kernels.packed_blocks import Block, PackedBlocks
 from planish.codegen.tiles.float import STORAGE_DTYPES, Expr
+from planish.codegen.tiles.int8 import Int8Tile
 
 FLOAT_OF_ZERO, BITS_OF_ZERO = 1.5 * 2**23, 0x4B400000
 """A float32 whose neighbours are integers: bits that are n higher, |n| <= 2^22, are those of a float n larger.
@@ -190,6 +191,17 @@ class Operands:
             emit.store(self.y, [row, column], value, lanes)
         else:
             self.floats.store_first(T.address_of(self.y[row, column]), value, left)
+
+
+def streamed(steps: int, most: int, tile: Int8Tile) -> int:
+    """How many steps of one row to unroll, ``most`` at most.
+
+    LLVM takes loops of up to ten passes apart and moves all requests of a block to its beginning. A block of long vectors may
+    have more of them than a core can have under way, and the loads behind them wait; a loop of more passes stays one.
+    """
+    if tile.lanes <= 4:
+        return most
+    return max((count for count in range(1, most + 1) if steps % count == 0 and steps // count > 10), default=most)
 
 
 def in_segments(
