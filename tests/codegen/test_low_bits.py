@@ -14,6 +14,7 @@ from planish.testing.kernel_cases import LOW_BITS, Case, encoded, low_bit_linear
 INT8_SCALES = GroupedInt(4, 8, torch.int8)
 
 
+@pytest.mark.full
 def test_scales_of_int8_are_read_by_every_kernel_of_weights() -> None:
     """As the same numbers in float32: the results have the same bits."""
     cases = {

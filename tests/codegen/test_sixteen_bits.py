@@ -29,6 +29,7 @@ def weight(encoding: Encoding, dtype: torch.dtype) -> Param:
     return Param(f"{encoding}.{dtype}", type, encoding, InMemory(encoding.encode(values)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.full), torch.bfloat16], ids=str)
 def test_linear_maps_on_sixteen_bits_read_every_encoding(dtype: torch.dtype) -> None:
     cases = {

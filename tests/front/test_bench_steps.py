@@ -26,6 +26,9 @@ from planish.testing.tiny_decoder import tiny_decoder
 Captured = pytest.CaptureFixture[str]
 
 
+pytestmark = pytest.mark.full
+
+
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact of a decoder with a `forward` of linear maps, attention, views and fused groups."""

@@ -236,6 +236,7 @@ def test_mutants_of_operations_are_killed(capsys: pytest.CaptureFixture[str]) ->
     assert counts["attribute perturbed: planted"] and counts["dtype changed: planted"]
 
 
+@pytest.mark.full
 def test_mutants_of_rules_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
     survivors, counts = hunt(planted_in_rules(range(1)), share=3)
     report(capsys, counts)
