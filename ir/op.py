@@ -1,8 +1,9 @@
 """The record of an operation: one class holds every fact about it.
 
 A subclass is a frozen dataclass whose fields are the operation's attributes. It states its name, its operands, its type
-rule (`infer`), its meaning (`evaluate`, in torch), its axis rule (`axes`) and how to draw a legal instance of itself
-(`sample`). The verifier, the interpreter, the text form, the analyses and the tests read this record and nothing else.
+rule (`infer`), its meaning (`evaluate`, in torch), its axis rule (`axes`), what may be done to its indices (`indexing`) and
+how to draw a legal instance of itself (`sample`). The verifier, the interpreter, the text form, the analyses and the tests
+read this record and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from planish.ir.attributes import attribute_key, bind_dims, substitute_dims
 from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError
+from planish.ir.spaces.laws import Indexing
 from planish.ir.types import Bindings, Dim, TensorType
 
 T = TypeVar("T")
@@ -71,6 +73,10 @@ class Op:
 
     def axes(self, *operands: TensorType | None) -> AxisRule | None:
         """How result axes follow from operand axes; None makes the operation a barrier."""
+        return None
+
+    def indexing(self, *operands: TensorType | None) -> Indexing | None:
+        """What the indices of every axis are, and what may be done to them; None makes the operation a barrier."""
         return None
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:

@@ -16,9 +16,11 @@ from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.aten_axes import ATEN_AXES
+from planish.ir.ops.aten_indexing import ATEN_INDEXING
 from planish.ir.ops.aten_ranges import ATEN_RANGES
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.ir.ops.fake import infer_types
+from planish.ir.spaces.laws import Indexing
 from planish.ir.types import Dim, TensorType
 
 
@@ -83,6 +85,13 @@ class Aten(Op):
 
     def axes(self, *operands: TensorType | None) -> AxisRule | None:
         rule = ATEN_AXES.get(self.overload)
+        if rule is None:
+            return None
+        arguments, keywords = self.call_arguments(tuple(range(len(operands))))
+        return rule(arguments, keywords, operands, self.infer(*operands))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing | None:
+        rule = ATEN_INDEXING.get(self.overload)
         if rule is None:
             return None
         arguments, keywords = self.call_arguments(tuple(range(len(operands))))

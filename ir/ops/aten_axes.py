@@ -40,7 +40,7 @@ def _permuted(order: Callable[[list[Any], int], list[int]]) -> AtenAxes:
     return rule
 
 
-def _transpose_order(arguments: list[Any], rank: int) -> list[int]:
+def transpose_order(arguments: list[Any], rank: int) -> list[int]:
     order = list(range(rank))
     a, b = arguments[1] % rank, arguments[2] % rank
     order[a], order[b] = order[b], order[a]
@@ -148,7 +148,7 @@ ATEN_AXES: dict[str, AtenAxes] = {
     "squeeze.dim": _reshape,
     "squeeze.dims": _reshape,
     "expand.default": _expand,
-    "transpose.int": _permuted(_transpose_order),
+    "transpose.int": _permuted(transpose_order),
     "t.default": _permuted(lambda arguments, rank: list(reversed(range(rank)))),
     "permute.default": _permuted(lambda arguments, rank: [a % rank for a in arguments[1]]),
     "softmax.int": _over_other_axes(1, -1),

@@ -11,7 +11,9 @@ from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.encodings import Encoding, require_rows, rounded
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.types import Dim, TensorType, as_dim, same_dim
+from planish.ir.spaces.laws import Indexing, Law, Place, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.terms import UNIT, Product, Term
+from planish.ir.types import Dim, TensorType, as_dim, floor_div, same_dim
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Attention(Op):
     def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
         q, k, v, padding, start, kv_length, slopes, sinks, bias = operands
         assert q is not None and k is not None and v is not None
-        for name, operand in (("q", q), ("k", k), ("v", v)):
-            self.expect(operand.rank == 4, f"{name} must have four axes, got {operand}")
+        for name, each in (("q", q), ("k", k), ("v", v)):
+            self.expect(each.rank == 4, f"{name} must have four axes, got {each}")
         self.expect(q.dtype.is_floating_point and k.dtype == v.dtype == q.dtype, f"dtypes differ: {q}, {k}, {v}")
         self.expect(same_dim(q.shape[0], k.shape[0]) and k.shape[:3] == v.shape[:3], f"{q}, {k} and {v} do not fit")
         self.expect(same_dim(q.shape[3], k.shape[3]), f"the heads of {q} and {k} differ in size")
@@ -135,6 +137,41 @@ class Attention(Op):
             ties += [AxisTie(8, a, 0, r) for a, r in ((0, 0), (1, 2), (2, 1)) if bias.shape[a] != 1]
         return AxisRule(tuple(ties))
 
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        """A query's heads are pairs: which key-value head they share, and which of its queries they are."""
+        q, k, v = operands[:3]
+        assert q is not None and k is not None and v is not None
+        b, length, keys, kv, size, value_size = fresh(*q.shape[:2], k.shape[1], k.shape[2], q.shape[3], v.shape[3])
+        (group,) = fresh(floor_div(q.shape[2], k.shape[2]))
+        heads: Term = Product((kv, group))
+        shapes: tuple[tuple[Term, ...], ...] = (
+            (b, length, heads, size), (b, keys, kv, size), (b, keys, kv, value_size), (b, keys), (b,), (b,), (heads,),
+            (heads,), (b, heads, length, keys),
+        )  # fmt: skip
+        terms = [None if o is None else shape for o, shape in zip(operands, shapes)]
+        if operands[8] is not None:
+            terms[8] = tuple(UNIT if same_dim(d, 1) else t for d, t in zip(operands[8].shape, shapes[8]))
+
+        def having(term: Term) -> list[Place]:
+            found = [operand(n) for n, of in enumerate(terms) if of is not None and term in of]
+            return [*found, *([result()] if term in shapes[0] and term is not size else [])]
+
+        scores = ({operand(0): 1, operand(1): 1},)
+        values = ({operand(2): 1, result(): -1},)
+
+        def one_by_one(term: Term, places: list[Place]) -> Law:
+            others = tuple({p: 1} for p in places if p.kind == "operand" and p.number > 2)
+            return elementwise(term, places, (*scores, *values, *others), (*scores, *values, *others))
+
+        laws = [linear(size, operand(0), dual=[operand(1)]), linear(value_size, operand(2), result())]
+        laws += [one_by_one(b, having(b)), one_by_one(kv, [*having(kv), *having(heads)])]
+        laws.append(elementwise(group, having(heads)))
+        if not self.compares_positions:
+            laws.append(elementwise(length, having(length)))
+            if operands[5] is None:
+                laws.append(elementwise(keys, [p for p in having(keys) if p != result()]))
+        return Indexing(tuple(terms), ((b, length, heads, value_size),), tuple(laws))
+
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         k = operands[1]
         assert k is not None
@@ -197,8 +234,8 @@ class CacheAppend(Op):
         self.expect(fits, f"{new} cannot be appended to {cache}")
         trailing = TensorType(cache.dtype, cache.shape[2:]) == TensorType(new.dtype, new.shape[2:])
         self.expect(trailing and same_dim(cache.shape[0], new.shape[0]), f"{new} cannot be appended to {cache}")
-        for name, operand in (("start", start), ("length", length)):
-            self.expect(operand == TensorType(torch.int64, cache.shape[:1]), f"{name} must be i64[{cache.shape[0]}]")
+        for name, each in (("start", start), ("length", length)):
+            self.expect(each == TensorType(torch.int64, cache.shape[:1]), f"{name} must be i64[{cache.shape[0]}]")
         if self.encoding is not None:
             require_rows(self.encoding, new)
         return (cache,)
@@ -221,6 +258,18 @@ class CacheAppend(Op):
         last = cache.rank if self.encoding is None else cache.rank - 1
         trailing = [AxisTie(n, a, 0, a) for n, end in ((0, cache.rank), (1, last)) for a in range(2, end)]
         return AxisRule((*(AxisTie(n, 0, 0, 0) for n in range(4)), AxisTie(0, 1, 0, 1), *trailing))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        cache, new = operands[:2]
+        assert cache is not None and new is not None
+        b, capacity, *rest = fresh(*cache.shape)
+        (tokens,) = fresh(new.shape[1])
+        places = [operand(0), operand(1), result()]
+        laws = [linear(term, *places) for term in rest]
+        if self.encoding is not None:
+            laws = [elementwise(term, places) for term in rest]
+        laws.append(elementwise(b, [*places, operand(2), operand(3)]))
+        return Indexing(((b, capacity, *rest), (b, tokens, *rest), (b,), (b,)), ((b, capacity, *rest),), tuple(laws))
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         cache, new = operands[:2]
@@ -261,6 +310,14 @@ class LastToken(Op):
         assert x is not None
         trailing = tuple(AxisTie(0, a, 0, a) for a in range(2, x.rank))
         return AxisRule((AxisTie(0, 0, 0, 0), AxisTie(1, 0, 0, 0), *trailing))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        x = operands[0]
+        assert x is not None
+        b, tokens, *rest = fresh(*x.shape)
+        laws = [linear(term, operand(0), result()) for term in rest]
+        laws.append(elementwise(b, [operand(0), operand(1), result()]))
+        return Indexing(((b, tokens, *rest), (b,)), ((b, UNIT, *rest),), tuple(laws))
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         x = operands[0]

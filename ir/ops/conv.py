@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
+from planish.ir.spaces.laws import Indexing, affine, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.terms import Product
 from planish.ir.types import Dim, TensorType, as_dim, floor_div, same_dim
 
 
@@ -61,6 +63,28 @@ class Conv2d(Op):
         if operands[2] is not None:
             ties.append(AxisTie(2, 0, 0, 1))
         return AxisRule(tuple(ties))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        """Channels are pairs: their group, and their place in it."""
+        x, weight, bias = operands
+        assert x is not None and weight is not None and isinstance(weight.shape[0], int)
+        batch, height, width, ins, down, across = fresh(x.shape[0], *x.shape[2:], *weight.shape[1:])
+        group, outs = fresh(self.groups, weight.shape[0] // self.groups)
+        new_height, new_width = fresh(*self.infer(*operands)[0].shape[2:])
+        added = () if bias is None else (operand(2),)
+        laws = [
+            linear(ins, operand(0), dual=[operand(1)]),
+            linear(outs, operand(1), *added, result()),
+            elementwise(group, [operand(0), operand(1), *added, result()]),
+            linear(batch, operand(0), result()) if bias is None else affine(batch, operand(0), result()),
+        ]
+        columns = Product((group, outs))
+        terms = (
+            (batch, Product((group, ins)), height, width),
+            (columns, ins, down, across),
+            None if bias is None else (columns,),
+        )
+        return Indexing(terms, ((batch, columns, new_height, new_width),), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.spaces.laws import Indexing, elementwise, fresh, linear, operand, result
 from planish.ir.types import Dim, TensorType, as_dim
 
 
@@ -37,6 +38,13 @@ class Embedding(Op):
         ids = operands[0]
         assert ids is not None
         return AxisRule((*leading_ties(0, ids.rank), AxisTie(1, 1, 0, ids.rank)))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        ids, table = operands
+        assert ids is not None and table is not None
+        lead, (entries, size) = fresh(*ids.shape), fresh(*table.shape)
+        laws = [linear(size, operand(1), result()), *(elementwise(row, [operand(0), result()]) for row in lead)]
+        return Indexing((lead, (entries, size)), ((*lead, size),), tuple(laws))
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         table = operands[1]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, broadcast_ties, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.spaces.laws import Equation, Indexing, elementwise, fresh, operand, result
+from planish.ir.spaces.terms import Sum
 from planish.ir.types import TensorType
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -53,6 +55,20 @@ class GatedActivation(Op):
         gate, up = operands
         assert gate is not None
         return AxisRule(leading_ties(0, gate.rank - 1)) if up is None else broadcast_ties(operands, gate)
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        gate, up = operands
+        assert gate is not None
+        if up is None:
+            *lead, n = fresh(*self.infer(*operands)[0].shape)
+            laws = [elementwise(term, [operand(0), result()]) for term in (*lead, n)]
+            return Indexing(((*lead, Sum((n, n))), None), ((*lead, n),), tuple(laws))
+        terms = fresh(*gate.shape)
+        through: tuple[Equation, ...] = ({operand(0): 1}, {operand(1): 1, result(): -1})
+        # relu(2 x) = 2 relu(x)
+        scales = ({operand(0): 1, operand(1): 1, result(): -1},) if self.activation == "relu" else through
+        laws = [elementwise(term, [operand(0), operand(1), result()], scales, through) for term in terms]
+        return Indexing((terms, terms), (terms,), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.spaces.laws import Indexing, Law, Place, affine, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.terms import UNIT, Atom, Term
 from planish.ir.types import TensorType, same_dim
 
 
@@ -19,6 +21,11 @@ def _check_weight(op: Op, inner: object, weight: TensorType, bias: TensorType | 
     op.expect(same_dim(weight.shape[1], inner), f"the input has {inner} features, the weight {weight} takes others")
     if bias is not None:
         op.expect(bias.shape == (weight.shape[0],), f"the bias must be [{weight.shape[0]}], got {bias}")
+
+
+def _rows(row: Atom, plain: bool, x: Place) -> Law:
+    """The law of rows that a map treats one by one; a bias is the same in all of them."""
+    return linear(row, x, result()) if plain else affine(row, x, result())
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,16 @@ class Linear(Op):
         if bias is not None:
             ties.append(AxisTie(2, 0, 0, x.rank - 1))
         return AxisRule(tuple(ties))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        x, weight, bias = operands
+        assert x is not None and weight is not None
+        *lead, k = fresh(*x.shape)
+        (n,) = fresh(weight.shape[0])
+        added = () if bias is None else (operand(2),)
+        laws = [linear(k, operand(0), dual=[operand(1)]), linear(n, operand(1), *added, result())]
+        laws += [_rows(row, bias is None, operand(0)) for row in lead]
+        return Indexing(((*lead, k), (n, k), None if bias is None else (n,)), ((*lead, n),), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -88,6 +105,17 @@ class QuantizeActivation(Op):
         (x,) = operands
         assert x is not None
         return AxisRule(leading_ties(0, x.rank - 1, results=2))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        (x,) = operands
+        assert x is not None
+        lead, (k,) = fresh(*x.shape[:-1]), fresh(x.shape[-1])
+        codes, scale = result(0), result(1)
+        laws = [elementwise(k, [operand(0), codes], signs=({operand(0): 1, codes: -1},))]
+        for row in lead:
+            scales = ({operand(0): 1, scale: -1}, {codes: 1})
+            laws.append(elementwise(row, [operand(0), codes, scale], scales, ({operand(0): 1, codes: -1}, {scale: 1})))
+        return Indexing(((*lead, k),), ((*lead, k), (*lead, UNIT)), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -130,6 +158,22 @@ class QuantizedLinear(Op):
         if bias is not None:
             ties.append(AxisTie(3, 0, 0, last))
         return AxisRule(tuple(ties))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        codes, _, weight, bias = operands
+        assert codes is not None and weight is not None
+        lead, (k,) = fresh(*codes.shape[:-1]), fresh(codes.shape[-1])
+        (n,) = fresh(weight.shape[0])
+        added = () if bias is None else (operand(3),)
+        laws = [elementwise(k, [operand(0), operand(2)], signs=({operand(0): 1, operand(2): -1},))]
+        laws.append(linear(n, operand(2), *added, result()))
+        for row in lead:
+            places = [operand(0), operand(1), result()]
+            product = ({operand(0): 1, operand(1): 1, result(): -1},)
+            laws.append(elementwise(row, places, product, product) if bias is None else elementwise(row, places))
+        scales: tuple[Term, ...] = (*lead, UNIT)
+        terms = ((*lead, k), scales, (n, k), None if bias is None else (n,))
+        return Indexing(terms, ((*lead, n),), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ import torch
 from planish.ir.axes import AxisRule, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
+from planish.ir.spaces.laws import Family, Indexing, Law, Place, elementwise, fresh, none, operand, result
+from planish.ir.spaces.terms import Atom
 from planish.ir.types import TensorType
 
 
@@ -38,6 +41,24 @@ class _Norm(Op):
         assert x is not None
         return AxisRule(leading_ties(0, x.rank - 1))
 
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        x, *rest = operands
+        assert x is not None
+        *lead, n = fresh(*x.shape)
+        places = [operand(0), *(operand(1 + i) for i, o in enumerate(rest) if o is not None), result()]
+        rows = elementwise if len(rest) > 1 and rest[1] is not None else _odd
+        laws = (self._along(n, places), *(rows(row, [operand(0), result()]) for row in lead))
+        return Indexing(((*lead, n), *(None if o is None else (n,) for o in rest)), ((*lead, n),), laws)
+
+    @abstractmethod
+    def _along(self, n: Atom, places: list[Place]) -> Law:
+        """The law of the axis that is normalised."""
+
+
+def _odd(row: Atom, places: list[Place]) -> Law:
+    """A negative row becomes the negative of its result."""
+    return elementwise(row, places, signs=({places[0]: 1, places[1]: -1},))
+
 
 @dataclass(frozen=True)
 class RmsNorm(_Norm):
@@ -52,6 +73,12 @@ class RmsNorm(_Norm):
         wide = _widen(x)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return ((normed if weight is None else normed * _widen(weight)).to(x.dtype),)
+
+    def _along(self, n: Atom, places: list[Place]) -> Law:
+        x, *gain, y = places
+        if not gain:
+            return Law(n, Family.ORTHOGONAL, dict.fromkeys(places, 1), none(places), ({x: 1, y: -1},))
+        return elementwise(n, places, ({x: 1}, {gain[0]: 1, y: -1}), ({x: 1, gain[0]: 1, y: -1},))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -80,6 +107,15 @@ class LayerNorm(_Norm):
         if bias is not None:
             normed = normed + _widen(bias)
         return (normed.to(x.dtype),)
+
+    def _along(self, n: Atom, places: list[Place]) -> Law:
+        x, *affine, y = places
+        if not affine:
+            return Law(n, Family.CENTRED, dict.fromkeys(places, 1), none(places), none(places))
+        if operand(1) not in affine:
+            return elementwise(n, places)
+        equations = ({x: 1}, *({place: 1, y: -1} for place in affine))
+        return elementwise(n, places, equations, equations)
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -10,7 +10,9 @@ import torch
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.types import Dim, TensorType
+from planish.ir.spaces.laws import Indexing, Law, Place, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.terms import Atom, Product, union
+from planish.ir.types import Dim, TensorType, as_dim, same_dim
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Positions(Op):
 
     def axes(self, *operands: TensorType | None) -> AxisRule:
         return AxisRule(tuple(AxisTie(n, 0, 0, 0) for n, o in enumerate(operands) if o is not None))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        start, padding = operands
+        row, length = fresh(self.batch, self.length)
+        places = [operand(n) for n, o in enumerate(operands) if o is not None]
+        terms = (None if start is None else (row,), None if padding is None else (row, length))
+        return Indexing(terms, ((row, length),), (elementwise(row, [*places, result()]),))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -115,6 +124,27 @@ class Rope(Op):
 
     def axes(self, *operands: TensorType | None) -> AxisRule:
         return AxisRule((*leading_ties(0, 3), *leading_ties(1, 2)))
+
+    def indexing(self, *operands: TensorType | None) -> Indexing:
+        """The rotated elements are pairs of halves; a frequency belongs to both, so pairs may change places with it."""
+        x, _, frequencies = operands
+        assert x is not None and frequencies is not None
+        row, length, heads, pairs = fresh(*x.shape[:3], frequencies.shape[0])
+        two, rest = fresh(2, as_dim(x.shape[3] - 2 * frequencies.shape[0]))
+        turned = Product((two, pairs) if self.style == "half" else (pairs, two))
+        size = union((turned, rest))
+        places = [operand(0), result()]
+
+        def turning(term: Atom, other: Place) -> Law:
+            """What goes through: the same scale of x and of the result, and none of what makes the angle."""
+            equations = ({operand(0): 1, result(): -1}, {other: 1})
+            return elementwise(term, [*places, other], equations, equations)
+
+        laws = [linear(heads, *places), turning(pairs, operand(2)), *(turning(t, operand(1)) for t in (row, length))]
+        if not same_dim(rest.size, 0):
+            laws.append(linear(rest, *places))
+        shape = (row, length, heads, size)
+        return Indexing((shape, (row, length), (pairs,)), (shape,), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -21,6 +21,7 @@ from planish.ir.ops import Aten
 def inspect_model(
     source: Path = typer.Argument(..., help="A checkpoint folder, a .pt2 file, or an artifact's folder."),
     text: bool = typer.Option(False, "--text", help="Print the module's text form on standard output."),
+    spaces: bool = typer.Option(False, "--spaces", help="Show which axes are one, and what may be done to them."),
     json: bool = JSON,
 ) -> None:
     """Show functions, operations, parameters and, of an artifact, the build report."""
@@ -28,7 +29,11 @@ def inspect_model(
         _artifact(source, text, json)
         return
     module = open_model(source).module
-    if text:
+    if spaces:
+        from planish.cli.spaces import show_spaces
+
+        show_spaces(module, json)
+    elif text:
         from planish.ir.text import print_module
 
         typer.echo(print_module(module))

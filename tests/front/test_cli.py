@@ -142,6 +142,14 @@ def test_inspect_a_program(capsys: Captured, network: Path) -> None:
     assert command(capsys, "inspect", network)[0] == 0
 
 
+def test_inspect_spaces(capsys: Captured, network: Path) -> None:
+    found = document(capsys, "inspect", network, "--spaces")
+    assert all(space["parameters"] for space in found)
+    assert {space["family"] for space in found} <= {"fixed", "permutation", "centred", "orthogonal", "general"}
+    code, out, err = command(capsys, "inspect", network, "--spaces")
+    assert code == 0 and out == "" and "permutations" in err
+
+
 def test_verify_a_recipe(capsys: Captured, network: Path, recipe: Path) -> None:
     (found,) = document(capsys, "verify", network, "--recipe", recipe)
     assert 0 < found["relative"] < 1 and not found["exact"]

@@ -1,0 +1,56 @@
+"""The spaces of whole models: one analysis for every architecture, and the groups it declares leave their logits alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import planish
+from planish.ir import Interpreter
+from planish.ir.spaces.analysis import Space, Spaces, find_spaces
+from planish.ir.spaces.laws import Family
+from planish.testing.acting import parameters, turned
+from planish.testing.architectures import CAUSAL, ENCODERS, save_random_model
+
+pytestmark = pytest.mark.full
+
+
+def reasons(space: Space) -> set[str]:
+    return {"border" if limit.node is None else limit.node.op.name for limit in space.limits}
+
+
+def with_size(spaces: Spaces, size: int, family: Family) -> list[Space]:
+    return [s for s in spaces.spaces if s.size == size and s.family == family and parameters(s)]
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *ENCODERS])
+def test_declared_groups_leave_the_logits_alone(name: str, tmp_path: Path) -> None:
+    module = planish.trace(save_random_model(name, tmp_path), check=False).module
+    spaces, function = find_spaces(module), module.functions["forward"]
+    ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
+    inputs = {v.name: ids if v.name == "input_ids" else torch.ones(2, 7, dtype=v.type.dtype) for v in function.inputs}
+    want = Interpreter(module, promote=True).run("forward", inputs)[0].double()
+    tried = [s for s in spaces.spaces if s.family > Family.FIXED and s.size != 1 and parameters(s)]
+    for space in tried:
+        got = Interpreter(turned(module, spaces, space, 1), promote=True).run("forward", inputs)[0].double()
+        # Weights are rounded to float32 after an element of the group has acted on them.
+        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max()), (space.family, parameters(space))
+    assert len(tried) >= 5
+    if name in CAUSAL:
+        # The residual stream, with its gains, is one space of all layers, and no name was read to find it.
+        (residual,) = with_size(spaces, 64, Family.PERMUTATION)
+        assert reasons(residual) <= {"rms_norm", "layer_norm"} and len(parameters(residual)) >= 10
+
+
+def test_values_of_heads_take_every_matrix_and_queries_what_rope_leaves(tmp_path: Path) -> None:
+    found = {}
+    for name in ("llama", "opt", "gpt2"):
+        module = planish.trace(save_random_model(name, tmp_path / name), check=False).module
+        found[name] = find_spaces(module)
+    # Llama: values alone; without rotary embedding queries and keys too, and where one tensor holds both, rotations.
+    assert len(with_size(found["llama"], 16, Family.GENERAL)) == 2
+    assert len(with_size(found["opt"], 16, Family.GENERAL)) == 4
+    assert len(with_size(found["gpt2"], 16, Family.GENERAL)) == 2
+    assert len(with_size(found["gpt2"], 16, Family.ORTHOGONAL)) == 2
