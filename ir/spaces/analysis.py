@@ -103,7 +103,8 @@ class _Reading:
     def fix(self, terms: Sequence[Term], node: Node | None, sentence: str) -> None:
         self.fixed += [(term, node, sentence) for term in terms]
 
-    def equal(self, ours: Sequence[Term], theirs: Sequence[Term], node: Node) -> None:
+    def equal(self, ours: Sequence[Term], theirs: Sequence[Term], node: Node | None) -> None:
+        """Make the terms of two tensors equal; where they cannot be, both are fixed."""
         for one, other in zip(ours, theirs, strict=True):
             try:
                 unify(one, other)
@@ -141,10 +142,8 @@ def _read(function: Function, reading: _Reading) -> None:
     for name, operand in zip(function.output_names, function.outputs):
         reading.fix(reading.terms[reading.tensor(operand)], None, f"the output {name} of {function.name}")
     for name, operand in function.updates.items():
-        written = reading.tensor(operand)
         state = reading.terms.setdefault(("state", name), fresh(*operand.type.shape))
-        for one, other in zip(state, reading.terms[written], strict=True):
-            unify(one, other)
+        reading.equal(state, reading.terms[reading.tensor(operand)], None)
 
 
 def _barrier(node: Node) -> Indexing:
@@ -165,14 +164,15 @@ def _settle(reading: _Reading) -> Spaces:
     limits: dict[Atom, list[Limit]] = {atom: [] for atom in axes}
     systems: dict[Atom, tuple[list[dict[Tensor, int]], list[dict[Tensor, int]]]] = {a: ([], []) for a in axes}
     relations: dict[Atom, list[tuple[Node, dict[Tensor, set[int]]]]] = {atom: [] for atom in axes}
+    # Atoms of terms that could not be made equal are of no axis; the axis they were meant for is fixed.
     for node, law, keys in reading.laws:
-        for atom in atoms(law.term):
+        for atom in filter(axes.__contains__, atoms(law.term)):
             limits[atom].append(Limit(law.family, node, _WHY[law.family]))
             relations[atom].append((node, _sides_of(law, keys)))
             for system, equations in zip(systems[atom], (law.scales, law.signs)):
                 system += [_of_tensors(equation, keys) for equation in equations]
     for term, where_fixed, sentence in [*reading.fixed, *_without_law(reading)]:
-        for atom in atoms(term):
+        for atom in filter(axes.__contains__, atoms(term)):
             limits[atom].append(Limit(Family.FIXED, where_fixed, sentence))
     spaces = {}
     for atom, where in axes.items():

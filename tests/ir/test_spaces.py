@@ -92,6 +92,18 @@ def test_an_unknown_operation_fixes_what_it_touches_and_is_named() -> None:
     assert residual.family == Family.ORTHOGONAL and beside.family == Family.FIXED
 
 
+def test_indices_that_are_read_in_two_orders_are_fixed() -> None:
+    weight = dense_param("weight", torch.randn(12, 5, generator=torch.Generator().manual_seed(1)))
+    module = Module({}, {"weight": weight})
+    b = Builder("forward")
+    y = b.emit(Linear(), b.input("x", TensorType(torch.float32, (2, 5))), module.param_ref("weight"), None)
+    views = [b.emit(aten("view.default", Slot(0), [2, *sizes]), y) for sizes in ((3, 4), (4, 3))]
+    sums = [b.emit(aten("sum.dim_IntList", Slot(0), [1, 2]), view) for view in views]
+    spaces = find_spaces(module.with_function(b.finish(sums, ["one", "other"])))
+    assert {space.family for space in of(spaces, "weight", 0)} == {Family.FIXED}
+    assert any("in another order" in limit.sentence for space in of(spaces, "weight", 0) for limit in space.limits)
+
+
 @pytest.mark.parametrize("made", [tiny_decoder, without_gains])
 def test_elements_of_the_declared_groups_leave_the_function_alone(made: Callable[[], Module]) -> None:
     module = made()
