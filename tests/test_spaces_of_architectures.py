@@ -11,7 +11,7 @@ import planish
 from planish.ir import Interpreter
 from planish.ir.spaces.analysis import Space, Spaces, find_spaces
 from planish.ir.spaces.laws import Family
-from planish.testing.acting import parameters, turned
+from planish.testing.acting import turned
 from planish.testing.architectures import CAUSAL, ENCODERS, save_random_model
 
 pytestmark = pytest.mark.full
@@ -22,7 +22,7 @@ def reasons(space: Space) -> set[str]:
 
 
 def with_size(spaces: Spaces, size: int, family: Family) -> list[Space]:
-    return [s for s in spaces.spaces if s.size == size and s.family == family and parameters(s)]
+    return [s for s in spaces.spaces if s.size == size and s.family == family and s.parameters]
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *ENCODERS])
@@ -32,16 +32,16 @@ def test_declared_groups_leave_the_logits_alone(name: str, tmp_path: Path) -> No
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
     inputs = {v.name: ids if v.name == "input_ids" else torch.ones(2, 7, dtype=v.type.dtype) for v in function.inputs}
     want = Interpreter(module, promote=True).run("forward", inputs)[0].double()
-    tried = [s for s in spaces.spaces if s.family > Family.FIXED and s.size != 1 and parameters(s)]
+    tried = [s for s in spaces.spaces if s.family > Family.FIXED and s.size != 1 and s.parameters]
     for space in tried:
         got = Interpreter(turned(module, spaces, space, 1), promote=True).run("forward", inputs)[0].double()
         # Weights are rounded to float32 after an element of the group has acted on them.
-        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max()), (space.family, parameters(space))
+        assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max()), (space.family, space.parameters)
     assert len(tried) >= 5
     if name in CAUSAL:
         # The residual stream, with its gains, is one space of all layers, and no name was read to find it.
         (residual,) = with_size(spaces, 64, Family.PERMUTATION)
-        assert reasons(residual) <= {"rms_norm", "layer_norm"} and len(parameters(residual)) >= 10
+        assert reasons(residual) <= {"rms_norm", "layer_norm"} and len(residual.parameters) >= 10
 
 
 def test_values_of_heads_take_every_matrix_and_queries_what_rope_leaves(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ class Space:
         """How many indices there are."""
         return self.atom.size
 
+    @property
+    def parameters(self) -> tuple[tuple[str, int], ...]:
+        """The parameters that have the indices, by name and axis."""
+        tensors = ((axis.tensor, axis.number) for axis in self.axes)
+        return tuple((t[1], number) for t, number in tensors if isinstance(t, tuple) and t[0] == "param")
+
 
 @dataclass
 class Spaces:

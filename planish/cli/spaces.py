@@ -23,7 +23,7 @@ WORDS = {
 
 def show_spaces(module: Module, json: bool) -> None:
     """Print the spaces that parameters have; those that differ only by the numbers in names, in one row."""
-    found = [_record(space) for space in find_spaces(module).spaces if space.size != 1 and _parameters(space)]
+    found = [_record(space) for space in find_spaces(module).spaces if space.size != 1 and space.parameters]
     if json:
         print_json(found)
         return
@@ -34,14 +34,6 @@ def show_spaces(module: Module, json: bool) -> None:
     table("Spaces", ("size", "times", "may be acted on by", "scales", "parameters and axes", "because of"), listed)
 
 
-def _parameters(space: Space) -> list[str]:
-    """The parameters that have the space, with the axis."""
-    tensors = ((axis.tensor, axis.number) for axis in space.axes)
-    return [
-        f"{tensor[1]}[{number}]" for tensor, number in tensors if isinstance(tensor, tuple) and tensor[0] == "param"
-    ]
-
-
 def _record(space: Space) -> dict[str, Any]:
     return {
         "size": str(space.size),
@@ -49,7 +41,7 @@ def _record(space: Space) -> dict[str, Any]:
         "acts": WORDS[space.family],
         "scales": space.scales,
         "signs": space.signs,
-        "parameters": _parameters(space),
+        "parameters": [f"{name}[{axis}]" for name, axis in space.parameters],
         "limits": dict(Counter(map(_reason, space.limits))),
     }
 

@@ -11,7 +11,7 @@ from planish.ir import Builder, Interpreter, Module, TensorType, dense_param
 from planish.ir.ops import Linear, RmsNorm, Slot, aten
 from planish.ir.spaces.analysis import Space, Spaces, find_spaces
 from planish.ir.spaces.laws import Family
-from planish.testing.acting import parameters, turned
+from planish.testing.acting import turned
 from planish.testing.tiny_decoder import tiny_decoder
 
 
@@ -33,14 +33,14 @@ def test_the_residual_stream_is_one_space(decoder: Spaces) -> None:
     layers = [(f"{n}.{name}", axis) for n in range(2) for name, axis in (
         ("q", 1), ("k", 1), ("v", 1), ("o", 0), ("gate", 1), ("up", 1), ("down", 0), ("norm.attention", 0), ("norm.mlp", 0),
     )]  # fmt: skip
-    assert parameters(residual) == {("embedding", 1), ("norm", 0), *layers}
+    assert set(residual.parameters) == {("embedding", 1), ("norm", 0), *layers}
     assert residual.size == 16 and residual.family == Family.PERMUTATION and reasons(residual) == {"rms_norm"}
 
 
 def test_heads_values_and_the_hidden_layer(decoder: Spaces) -> None:
     heads, size = of(decoder, "0.v", 0)
     assert (heads.size, size.size) == (2, 4) and size.family == Family.GENERAL and heads.family == Family.PERMUTATION
-    assert parameters(size) == {("0.v", 0), ("0.o", 1)} and parameters(heads) == {
+    assert set(size.parameters) == {("0.v", 0), ("0.o", 1)} and set(heads.parameters) == {
         ("0.q", 0),
         ("0.k", 0),
         ("0.v", 0),
@@ -49,7 +49,7 @@ def test_heads_values_and_the_hidden_layer(decoder: Spaces) -> None:
     shared, again, back = of(decoder, "0.o", 1)
     assert shared is heads and back is size and again.size == 2
     (hidden,) = of(decoder, "0.down", 1)
-    assert parameters(hidden) == {("0.gate", 0), ("0.up", 0), ("0.down", 1)}
+    assert set(hidden.parameters) == {("0.gate", 0), ("0.up", 0), ("0.down", 1)}
     # up and down may be scaled against each other, the gate may not.
     assert hidden.family == Family.PERMUTATION and reasons(hidden) == {"gated_activation"}
     (vocabulary,) = of(decoder, "embedding", 0)
@@ -59,7 +59,7 @@ def test_heads_values_and_the_hidden_layer(decoder: Spaces) -> None:
 def test_pairs_of_a_rotary_embedding_move_with_their_frequencies(decoder: Spaces) -> None:
     _, halves, pairs = of(decoder, "0.k", 0)
     assert (halves.size, pairs.size) == (2, 2) and halves.family == Family.FIXED
-    assert pairs.family == Family.PERMUTATION and ("inv_freq", 0) in parameters(pairs)
+    assert pairs.family == Family.PERMUTATION and ("inv_freq", 0) in pairs.parameters
 
 
 def test_without_gains_the_residual_stream_may_be_rotated() -> None:
@@ -116,8 +116,8 @@ def test_elements_of_the_declared_groups_leave_the_function_alone(made: Callable
     }
     given = {value.name: inputs[value.name] for value in function.inputs}
     want = Interpreter(module, promote=True).run("forward", given)[0]
-    tried = [space for space in spaces.spaces if space.family > Family.FIXED and parameters(space) and space.size != 1]
+    tried = [space for space in spaces.spaces if space.family > Family.FIXED and space.parameters and space.size != 1]
     for space in tried:
         got = Interpreter(turned(module, spaces, space, 1), promote=True).run("forward", given)[0]
-        assert torch.allclose(got, want, rtol=1e-4, atol=1e-4), (space.family, parameters(space))
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-4), (space.family, space.parameters)
     assert len(tried) >= 2

@@ -72,17 +72,11 @@ def act_everywhere(
     return tensor
 
 
-def parameters(space: Space) -> set[tuple[str, int]]:
-    """The parameters that have a space, with the axis."""
-    tensors = ((axis.tensor, axis.number) for axis in space.axes)
-    return {(tensor[1], number) for tensor, number in tensors if isinstance(tensor, tuple) and tensor[0] == "param"}
-
-
 def turned(module: Module, spaces: Spaces, space: Space, seed: int) -> Module:
     """The module with a drawn element of a space's family applied to every parameter that has it."""
     matrix = draw(space.family, int(space.size), torch.Generator().manual_seed(seed))  # type: ignore[call-overload]
     changed = []
-    for name in sorted({name for name, _ in parameters(space)}):
+    for name in sorted({name for name, _ in space.parameters}):
         tensor, param = ("param", name), module.params[name]
         terms = [spaces.term(tensor, axis) for axis in range(param.type.rank)]
         value = act_everywhere(param.value().double(), terms, space.atom, matrix, space.sides[tensor] < 0)
