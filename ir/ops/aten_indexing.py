@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from planish.ir.ops.aten_axes import ELEMENTWISE, transpose_order
 from planish.ir.spaces.laws import (
-    Equation,
     Family,
     Indexing,
     Law,
@@ -37,9 +36,9 @@ ZEROS, CONSTANT = "zeros_like.default", frozenset("ones_like.default full_like.d
 SUMS = frozenset("add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar".split())
 PRODUCTS = {"mul.Tensor": 1, "div.Tensor": -1}
 """The power with which the second operand enters."""
-# Functions f with f(2 x) = 2^n f(x), and what they make of a sign.
-POWERS: dict[str, tuple[int, int]] = {
-    "relu.default": (1, 0), "leaky_relu.default": (1, 0), "abs.default": (1, 0), "square.default": (2, 0),
+# Functions f with f(2 x) = 2^n f(x): n, and the power of a sign in the result, None where signs do not go through.
+POWERS: dict[str, tuple[int, int | None]] = {
+    "relu.default": (1, None), "leaky_relu.default": (1, None), "abs.default": (1, 0), "square.default": (2, 0),
     "reciprocal.default": (-1, 1),
 }  # fmt: skip
 ODD = frozenset("tanh.default sin.default erf.default sign.default round.default".split())
@@ -51,10 +50,7 @@ def _unary(overload: str) -> Callable[[Atom], Law]:
         return lambda term: linear(term, x, y)
     if overload in POWERS:
         power, sign = POWERS[overload]
-        # relu of a negative is not a multiple of relu: where signs do not go through, none may be there.
-        signs: tuple[Equation, ...] = ({x: 1, y: -1},) if sign else ({x: 1}, {y: 1})
-        if overload in ("abs.default", "square.default"):
-            signs = ({y: 1},)
+        signs = none([x, y]) if sign is None else ({x: sign, y: -1},)
         return lambda term: elementwise(term, [x, y], ({x: power, y: -1},), signs)
     if overload in ODD:
         return lambda term: elementwise(term, [x, y], signs=({x: 1, y: -1},))
