@@ -124,11 +124,11 @@ def cycles(body: Sequence[str], model: str) -> float:
     return total / PASSES
 
 
-def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float) -> dict[str, Any]:
-    """What one loop does, whose products are the instructions ``name``; a weight and its scale take ``bits``."""
+def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float, weights: float = 0) -> dict[str, Any]:
+    """What one loop does, whose products are the instructions ``name``; ``weights`` there are, or 0: one a product."""
     counted = mnemonics(body)
     products = counted[name] * PRODUCTS[name]
-    weights = products / rows
+    weights = weights or products / rows
     taken = cycles(body, model)
     allowed = WEIGHTS * bits / 8 / BYTES_PER_SECOND * GIGAHERTZ * 1e9
     result = {
@@ -173,25 +173,26 @@ def measure_low_bit(build: str, encoding: Any) -> Iterator[dict[str, Any]]:
     from planish.codegen.kernels.linear_low_bit_config import configurations
     from planish.targets import open_target
 
-    target, group = open_target(build), encoding.group
+    target = open_target(build)
     config = configurations(target.int8_tile, FEATURES, FEATURES, encoding, False)[0]
     lines = read_lines(assembly(linear_low_bit(config), target))
     of_step = config.tile.depth * config.layout.products
-    most = max(1, config.unrolled // of_step)
-    steps = max(count for count in range(1, most + 1) if config.layout.steps % count == 0)
+    products = config.layout.vectors * config.layout.products if config.sums is None else len(config.sums.sums)
+    steps = max(n for n in range(1, max(1, config.unrolled // of_step) + 1) if config.layout.steps % n == 0)
     of_many = "smmla" if config.tile.multiplies_pairs else "sdot"
-    for rows, name, count, unpacking in (
-        (1, "sdot", config.vectors * config.layout.products * steps, ""),
-        (config.many, of_many, config.many * config.unrolled * 4 // PRODUCTS[of_many], "ushr"),
+    for rows, name, count, unpacking, weights in (
+        (1, "sdot", products * steps, "eor", config.layout.columns * of_step * steps),
+        (config.many, of_many, config.many * config.unrolled * 4 // PRODUCTS[of_many], "and", 0),
     ):
-        passes = max(1, group // max(config.unrolled, steps * of_step))
+        passes = max(1, encoding.group // max(config.unrolled, steps * of_step))
         try:
             body = unrolled(lines, *find_products(lines, name, count, without=unpacking), passes)
         except LookupError:
             # LLVM has unrolled the passes itself.
             body = unrolled(lines, *find_products(lines, name, count * passes, without=unpacking), 1)
-        bits = 8 * config.layout.block_bytes / (config.layout.columns * group)
-        yield {"kernel": "linear_low_bit", "weight": str(encoding), **figures(body, MODELS[build], name, rows, bits)}
+        bits = 8 * config.layout.block_bytes / (config.layout.columns * encoding.group)
+        found = figures(body, MODELS[build], name, rows, bits, weights * passes)
+        yield {"kernel": "linear_low_bit", "weight": str(encoding)} | found
 
 
 EMULATED = {"arm:cortex-a76": "neoverse-n1", "arm:generic+i8mm": "max"}

@@ -147,7 +147,7 @@ def _packed_field(param: Param, config: BlockLowBit, field: str) -> Packed:
 
 def _packed(param: Param, config: LowBitLinear) -> Packed:
     layout = config.layout
-    key = f"{param.name}:{layout.lanes}x{layout.depth}x{layout.vectors}{'s' if layout.lowered else ''}"
+    key = f"{param.name}:{layout.lanes}x{layout.depth}x{layout.vectors}{'s' if layout.flipped else ''}"
 
     def make() -> torch.Tensor:
         return pack_weight(config, param.storage())

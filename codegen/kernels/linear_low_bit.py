@@ -6,15 +6,14 @@
     t = +0;  t = fma(dot(m, n, g), w_scale[n, g], t) for g = 0, 1, ...;  y = t * x_scale[m], or fma(t, x_scale[m], bias[n])
 
 A dot product beyond 2^24, which only long groups of many bits have, is rounded to float32 first. Nothing here names a
-tile: a row of y has the same bits whatever the number of rows, the machine's tile or the number of threads.
+tile: a row of y has the same bits whatever the number of rows, the machine's tile or the number of threads, as long as no sum
+is so small that float32 rounds it to fewer bits.
 
-A level is ``first + operand``, and operands, unpacked from codes, enter the products as they are: ``sum x level = sum x
-operand + first sum x``, and the second sum, one number per row and group, is where accumulators start. Zero points multiply
-the same sum.
+A level is ``first + operand``, and operands enter the products as they are: ``sum x level = sum x operand + first sum x``,
+and the second sum, one number per row and group, is where accumulators start. Zero points multiply the same sum.
 
-One function serves every number of rows: few of them stream the weight (`linear_low_bit_few`, and `linear_low_bit_one` where
-one row can do with less unpacking), many pass over panels that were unpacked once (`linear_low_bit_many`), where the machine
-gains by that.
+One function serves every number of rows: few of them stream the weight (`linear_low_bit_few`; `linear_low_bit_one` unpacks
+less), many pass over panels that were unpacked once (`linear_low_bit_many`), where the machine gains by that.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ def linear_low_bit(config: LowBitLinear) -> Any:
         def several() -> None:
             emit.branch(few, lambda: FewRows(operands).body(), lambda: ManyRows(operands).body())
 
-        one = operands.rows == 1 if len(config.powers) > 1 else False
-        emit.branch(one, lambda: OneRow(operands).body(), several)
+        sums = config.sums
+        if sums is None:
+            several()
+        else:
+            emit.branch(operands.rows == 1, lambda: OneRow(operands, sums).body(), several)
 
     return emit.prim_func("linear_low_bit", body)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
+from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout, code_bits, fields_to_share
+from planish.codegen.kernels.linear_low_bit_sums import Sums, sums_of
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Grouped
 
@@ -17,6 +20,8 @@ LARGEST_FLOAT, LARGEST_SUM = 1 << 24, (1 << 31) - 1
 """float32 holds integers up to the one, int32 up to the other."""
 SMALL_SUM = 1 << 22
 """Integers up to here become floats by `linear_low_bit_operands.as_float` without a conversion."""
+WIDE_FIELDS = 4
+"""Bytes of so many fields have codes of several register tiles of columns, for each of which there is code."""
 UNPACKED_BYTES = 1 << 17
 """Of unpacked weights in one task, unless a single panel has more: they should stay in a core's own cache."""
 
@@ -40,10 +45,11 @@ class LowBitLinear:
         encoding: of the weight; its group divides K.
         bias: whether the kernel takes a float32 bias (N,).
         tile: the machine's dot products.
-        rows, vectors: largest register tile, in rows of x and in vectors of columns; a panel has ``vectors`` vectors.
+        rows, vectors: largest register tile, in rows of x and in vectors of columns.
         task_panels: panels in one task of one thread when there are more than ``rows`` rows.
         unrolled: elements of a column that are unrolled; a block that has more is a loop over at most so many, or one step.
         prefetch: bytes of the weight requested ahead of their use; 0 for none.
+        panel: vectors of columns in a panel at least; it has whole register tiles, and one of each field of a byte.
         many: rows of a register tile on weights that were unpacked before, for at least so many rows: a multiple of two
             where the tile multiplies pairs of rows. 0 where unpacking in registers costs nothing, as other pipes do it.
     """
@@ -58,10 +64,19 @@ class LowBitLinear:
     task_panels: int = 2
     unrolled: int = 32
     prefetch: int = 8192
+    panel: int = 1
     many: int = 0
 
     def __post_init__(self) -> None:
-        sizes = self.in_features, self.out_features, self.rows, self.vectors, self.task_panels, self.unrolled
+        sizes = (
+            self.in_features,
+            self.out_features,
+            self.rows,
+            self.vectors,
+            self.task_panels,
+            self.unrolled,
+            self.panel,
+        )
         if min(sizes) < 1:
             raise ValueError(f"every size of a low-bit linear kernel must be at least 1: {self}")
         limit = LARGEST_FLOAT if self.layout.zero_points else LARGEST_SUM
@@ -94,8 +109,10 @@ class LowBitLinear:
     def layout(self) -> LowBitLayout:
         """The layout of the packed weight."""
         tile = self.tile
-        signed = tile.weight_range[0] < 0
-        return LowBitLayout(self.encoding, tile.lanes, tile.depth, self.vectors, signed, tile.inserts)
+        # One row sums bytes as they lie where every field of a byte has a vector of its own.
+        whole = math.lcm(self.vectors, fields_to_share(code_bits(self.encoding)))
+        vectors = -(-self.panel // whole) * whole
+        return LowBitLayout(self.encoding, tile.lanes, tile.depth, vectors, tile.weight_range[0] < 0)
 
     @property
     def packed_shape(self) -> tuple[int, int]:
@@ -109,17 +126,17 @@ class LowBitLinear:
 
     @property
     def largest_operand(self) -> int:
-        """The largest magnitude of a weight operand."""
+        """The largest magnitude of an unpacked weight operand."""
         return 128 if self.layout.lowered else self.encoding.grid.step * (self.encoding.grid.count - 1)
 
-    @property
-    def powers(self) -> tuple[int, ...]:
-        """The powers of two by which fields that are left in their place exceed codes; (0,) where all are shifted."""
-        if not self.sums_are_small or self.layout.zero_points:
-            return (0,)
-        if self.layout.inserted:
-            return (0, 3)
-        return {1: (0, 1, 2, 3), 2: (0, 2, 4)}.get(self.layout.bits, (0,))
+    @cached_property
+    def sums(self) -> Sums | None:
+        """What one row sums of the weight as it lies; None where it has to be unpacked."""
+        if self.layout.bits == 8 or self.layout.products > 1 or not self.sums_are_small:
+            return None
+        found, of_one = sums_of(self.layout, self.encoding.grid, self.tile.takes_bytes), LARGEST_CODE * self.group
+        exact = found.largest * of_one <= SMALL_SUM and found.largest_column * of_one <= LARGEST_FLOAT
+        return found if exact else None
 
     @property
     def sums_are_small(self) -> bool:
@@ -141,17 +158,31 @@ def configurations(
     tile: Int8Tile, in_features: int, out_features: int, encoding: Grouped, bias: bool
 ) -> list[LowBitLinear]:
     """The kernels worth trying for one layer on one machine; the first is the best guess."""
-    many = 0
+    many, panel, wide = 0, 1, fields_to_share(code_bits(encoding)) >= WIDE_FIELDS
     if tile.lanes <= 4:
         # Short vectors: several side by side hide the latency of a dot product where there is one row.
         shapes, many = [(4, 4), (3, 4), (2, 8), (6, 2)], 8
-    elif tile.floats.registers >= 32:
-        shapes = [(6, 2), (5, 2), (12, 1), (8, 1)]
     else:
-        shapes = [(4, 1), (6, 1), (2, 2), (3, 1)]
+        if tile.floats.registers >= 32:
+            shapes = [(3, 4), (4, 4), (6, 2)] if wide else [(6, 2), (5, 2), (12, 1), (8, 1)]
+        else:
+            shapes = [(2, 2), (4, 1), (3, 1)] if wide else [(4, 1), (6, 1), (2, 2), (3, 1)]
+        # The same, as long as there are panels enough for many threads.
+        fits = (n for n in (8, 4, 2) if out_features % (n * tile.lanes) == 0 and out_features // (n * tile.lanes) >= 16)
+        panel = next(fits, 1)
     return [
         LowBitLinear(
-            in_features, out_features, encoding, bias, tile, rows, vectors, panels, prefetch=prefetch, many=many
+            in_features,
+            out_features,
+            encoding,
+            bias,
+            tile,
+            rows,
+            vectors,
+            panels,
+            prefetch=prefetch,
+            panel=panel,
+            many=many,
         )
         for rows, vectors in shapes
         for panels in (2, 4, 1)

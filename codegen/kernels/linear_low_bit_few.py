@@ -3,11 +3,13 @@
 The arithmetic of one block can fill the processor's window, and it would then ask memory for the next block too late,
 so each load also requests the bytes that are due some time later. With more rows than a register tile has, a task keeps a
 few panels in cache while all rows pass over them.
+
+Where a byte has codes of more vectors of columns than a register tile, tiles follow each other, and each reads it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm.tirx.script import builder as T
 
@@ -26,7 +28,7 @@ class FewRows:
         self.floats, self.rows, self.groups = operands.floats, operands.rows, operands.groups
         self.layout = operands.layout
         self.most = max(1, self.config.unrolled // (self.tile.depth * self.layout.products))
-        self.starts = Repeated("starts", self.tile, self.rows * self.groups, self.config.vectors)
+        self.starts = Repeated("starts", self.tile, self.rows * self.groups, self.layout.vectors)
         # What zero points multiply.
         self.totals = None
         if operands.layout.zero_points:
@@ -51,7 +53,7 @@ class FewRows:
     def _starts(self, row: Expr) -> None:
         with emit.loop("group", self.groups) as group:
             total = self.operands.total(row, group)
-            self.starts.put(row * self.groups + group, T.bind(self.operands.start(total)))
+            self.starts.put(row * self.groups + group, T.bind(self.operands.start(total, self.config.first_level)))
             if self.totals is not None:
                 self.totals.put(row * self.groups + group, T.bind(T.cast(T.int32(0) - total, "float32")))
 
@@ -69,49 +71,72 @@ class FewRows:
 
     def _register_tile(self, height: int, start: Expr, panel: Expr) -> None:
         """Rows ``start ... start + height - 1`` of y in the columns of one panel."""
-        lanes, vectors = self.tile.lanes, self.config.vectors
+        lanes, vectors, steps = self.tile.lanes, self.layout.vectors, self.layout.steps
         # More than one row tile are never as low as this, so here is the only one.
         once = height < (self.config.rows + 1) // 2
-        sums = emit.scratch("sums", height * vectors * lanes)
-        cells = [(row, v, (row * vectors + v) * lanes) for row in range(height) for v in range(vectors)]
-        for _, _, at in cells:
-            emit.store(sums, [at], self.floats.broadcast(T.float32(0)), lanes)
+        most = streamed(steps, self.most, self.tile) if height == 1 else self.most
+        sums = emit.scratch("sums", vectors * height * lanes)
+
+        def place(v: Expr | int, row: int) -> Expr | int:
+            return (v * height + row) * lanes
+
+        for number in range(vectors * height):
+            emit.store(sums, [number * lanes], self.floats.broadcast(T.float32(0)), lanes)
         with emit.loop("group", self.groups) as group:
             block = self.operands.block(panel, group, once)
+            numbers = [(start + row) * self.groups + group for row in range(height)]
+            totals = [None if self.totals is None else self.totals.get(number) for number in numbers]
 
-            def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
-                return self._segment(initial, start, block, group, first, count)
+            def tile(first_vector: Expr | int, members: range) -> None:
+                def segment(initial: Sequence[Expr], first: Expr | int, count: int) -> Sequence[Expr]:
+                    return self._segment(initial, start, block, group, first_vector, members, first, count)
 
-            initial = [self.starts.get((start + row) * self.groups + group, v) for row, v, _ in cells]
-            steps = self.layout.steps
-            most = streamed(steps, self.most, self.tile) if height == 1 else self.most
-            dots = in_segments(initial, lanes, steps, most, segment)
-            scaling = [self.operands.scaling(block, v) for v in range(vectors)]
-            totals = [
-                None if self.totals is None else self.totals.get((start + row) * self.groups + group)
-                for row in range(height)
-            ]
-            for (row, v, at), dot in zip(cells, dots, strict=True):
-                total = self.operands.scaled(emit.load(sums, [at], lanes), dot, scaling[v], totals[row])
-                emit.store(sums, [at], total, lanes)
-        for row, v, at in cells:
-            column = panel * self.layout.columns + v * lanes
-            self.operands.store(start + row, column, emit.load(sums, [at], lanes))
+                initial = [self.starts.get(number, member) for number in numbers for member in members]
+                dots = iter(in_segments(initial, lanes, steps, most, segment))
+                scaling = {member: self.operands.scaling(block, first_vector + member) for member in members}
+                for row in range(height):
+                    for member in members:
+                        at = place(first_vector + member, row)
+                        before = emit.load(sums, [at], lanes)
+                        total = self.operands.scaled(before, next(dots), scaling[member], totals[row])
+                        emit.store(sums, [at], total, lanes)
+
+            self._tiles(tile)
+        with emit.loop("v", vectors) as v:
+            column = emit.bind("column", panel * self.layout.columns + v * lanes)
+            for row in range(height):
+                self.operands.store(start + row, column, emit.load(sums, [place(v, row)], lanes))
+
+    def _tiles(self, tile: Callable[[Expr | int, range], None]) -> None:
+        """``tile(first vector, members)`` for register tiles of all columns of a panel."""
+        width, shared = self.config.vectors, self.layout.shared
+        together = max(width, shared)
+        with emit.loop("together", self.layout.vectors // together) as number:
+            for first in range(0, together, width):
+                tile(number * together, range(first, first + width))
 
     def _segment(
-        self, initial: Sequence[Expr], start: Expr, block: Block, group: Expr, first: Expr | int, count: int
+        self,
+        initial: Sequence[Expr],
+        start: Expr,
+        block: Block,
+        group: Expr,
+        first_vector: Expr | int,
+        members: range,
+        first: Expr | int,
+        count: int,
     ) -> Sequence[Expr]:
-        """``initial``, by row and vector, plus the products of ``count`` steps of one block."""
-        vectors, products = self.config.vectors, self.layout.products
+        """``initial``, by row and vector of a tile, plus the products of ``count`` steps of one block."""
+        products = self.layout.products
         dots = [self.tile.accumulator(value, self.config.largest_operand) for value in initial]
-        height = len(dots) // vectors
+        height = len(dots) // len(members)
         k = group * self.config.group + self.tile.depth * products * first
         codes = [self.operands.row_codes(start + row, k, products * count) for row in range(height)]
         for step in range(count):
-            weights = [self.operands.unpack(block, first + step, v) for v in range(vectors)]
+            weights = self.operands.unpack(block, first + step, first_vector, members)
             for product in range(products):
                 for row in range(height):
                     spread = codes[row](step * products + product)
-                    for v in range(vectors):
-                        dots[row * vectors + v].add(weights[v][product], spread)
+                    for number, of_vector in enumerate(weights):
+                        dots[row * len(members) + number].add(of_vector[product], spread)
         return [accumulator.value() for accumulator in dots]

@@ -56,7 +56,7 @@ class ManyRows:
         together = config.unpacked_panels
         with emit.tasks("task", emit.ceil_div(self.operands.panels, together)) as task:
             first = emit.bind("first", task * together)
-            vectors = emit.bind("vectors", T.min(self.operands.panels - first, emit.index(together)) * config.vectors)
+            vectors = emit.bind("vectors", T.min(self.operands.panels - first, emit.index(together)) * layout.vectors)
             weights = emit.scratch("weights", together * layout.columns * config.in_features, "uint8")
             size = together * layout.columns * self.groups * self.block_rows
             scales = emit.scratch("scales", size)
@@ -96,7 +96,7 @@ class ManyRows:
 
     def _start_row(self, block: Expr, group: Expr, member: int, total: Expr) -> None:
         """Put what follows from the sum of a row's codes in a group into the row's lanes."""
-        start, of_row = T.bind(self.operands.start(total)), max(1, self.start_lanes // 2)
+        start, of_row = T.bind(self.operands.start(total, self.config.first_level)), max(1, self.start_lanes // 2)
         first = (block * self.groups + group) * self.start_lanes
         for lane in range(member * of_row, (member + 1) * of_row):
             for part in range(self.block_rows):
@@ -109,17 +109,24 @@ class ManyRows:
         size, lanes, layout = self.layout.vector_bytes, self.lanes, self.layout
         # Operands are made two by two.
         steps = max(1, 2 // layout.products)
-        with emit.loop("panel", vectors // self.config.vectors) as panel, emit.loop("group", self.groups) as group:
+        with emit.loop("panel", vectors // layout.vectors) as panel, emit.loop("group", self.groups) as group:
             block = self.operands.block(first + panel, group, once=True)
-            for v in range(self.config.vectors):
-                at = emit.bind("at", (panel * self.config.vectors + v) * self.groups + group)
-                with emit.loop("step", layout.steps // steps) as step:
-                    made = [self.operands.unpack(block, step * steps + number, v) for number in range(steps)]
-                    operands = [operand for of_step in made for operand in of_step]
+            # Its place among the groups of all vectors.
+            places = [
+                emit.bind("at", (panel * layout.vectors + v) * self.groups + group) for v in range(layout.vectors)
+            ]
+            with emit.loop("step", layout.steps // steps) as step:
+                made = [
+                    self.operands.unpack(block, step * steps + number, 0, range(layout.vectors))
+                    for number in range(steps)
+                ]
+                for v, at in enumerate(places):
+                    operands = [operand for of_step in made for operand in of_step[v]]
                     place = at * 2 * self.steps + step * len(operands)
                     for pair in range(len(operands) // 2):
                         for half, operand in enumerate(self._products(*operands[2 * pair : 2 * pair + 2])):
                             emit.store(weights, [(place + 2 * pair + half) * size], operand, size)
+            for v, at in enumerate(places):
                 scaling = self.operands.scaling(block, v)
                 for part in range(self.block_rows):
                     place = (at * self.block_rows + part) * lanes

@@ -11,7 +11,8 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear
-from planish.codegen.kernels.linear_low_bit_packing import Piece
+from planish.codegen.kernels.linear_low_bit_packing import HIGHEST, Piece
+from planish.codegen.kernels.linear_low_bit_sums import BYTE
 from planish.codegen.kernels.packed_blocks import Block, PackedBlocks
 from planish.codegen.tiles.float import STORAGE_DTYPES, Expr
 from planish.codegen.tiles.int8 import Int8Tile
@@ -57,10 +58,9 @@ class Operands:
             T.buffer_store(total, total[0] + code, [0])
         return T.bind(total[0])
 
-    def start(self, total: Expr | int) -> Expr:
-        """Where sums of products start, given the sum of their activations and that operands are not levels."""
-        zero = T.int32(BITS_OF_ZERO if self.config.sums_are_small else 0)
-        return zero + total * T.int32(self.config.first_level)
+    def start(self, total: Expr, times: int) -> Expr:
+        """Where sums of products start that are to be ``times`` the sum of their activations larger."""
+        return T.int32(BITS_OF_ZERO if self.config.sums_are_small else 0) + total * T.int32(times)
 
     def for_rows(self, name: str, count: Expr, body: Callable[[Expr], None]) -> None:
         """``body(i)`` for ``count`` rows, or pairs of them, on several threads where they are many."""
@@ -90,21 +90,39 @@ class Operands:
         """Where to read one block, and where the one that is due later lies; `once` if no row will read it again."""
         return self.blocks.block(panel, group, once)
 
-    def unpack(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
-        """The weight operands of one step, one for each product."""
-        loads = self._loads(block, step, v)
+    def unpack(self, block: Block, step: Expr | int, first: Expr | int, members: range) -> list[list[Expr]]:
+        """The weight operands of one step, one for each product: for the vectors ``first + members`` of columns.
+
+        ``first`` begins a bundle, and ``members`` are of one bundle or make up several.
+        """
+        layout, found = self.layout, []
         # Levels are the step's multiple of codes.
         times = self.config.encoding.grid.step.bit_length() - 1
-        return [self._operand(loads, pieces, times) for pieces in self.layout.pieces]
+        loads: list[Expr] = []
+        for number in members:
+            bundle, member = divmod(number, layout.shared)
+            if number == members.start or member == 0:
+                loads = self.loads(block, step, first // layout.shared + bundle, again=member > 0)
+                if layout.flipped and not layout.lowered:
+                    loads = [T.bind(T.bitwise_xor(packed, self._every(HIGHEST))) for packed in loads]
+            found.append([self._operand(loads, pieces, times) for pieces in layout.pieces[member :: layout.shared]])
+        return found
 
-    def _loads(self, block: Block, step: Expr | int, v: int) -> list[Expr]:
-        """The packed bytes of one step."""
-        size, first = self.layout.vector_bytes, (step * self.config.vectors + v) * self.layout.loads
-        return [T.bind(self.blocks.read(block, (first + load) * size, size)) for load in range(self.layout.loads)]
+    def loads(self, block: Block, step: Expr | int, bundle: int, again: bool = False) -> list[Expr]:
+        """The packed bytes of one step of a bundle; ``again`` where they have been read before."""
+        size, first = self.layout.vector_bytes, (step * self.layout.bundles + bundle) * self.layout.loads
+        this = block._replace(later=None) if again else block
+        return [T.bind(self.blocks.read(this, (first + load) * size, size)) for load in range(self.layout.loads)]
+
+    def cut(self, packed: Expr, shift: int, mask: int) -> Expr:
+        """Every byte shifted to the right, and what the mask keeps of it then."""
+        if mask == BYTE:
+            return packed
+        return T.bind(T.bitwise_and(self._shifted(packed, -shift), self._every(mask)))
 
     def _operand(self, loads: Sequence[Expr], pieces: Sequence[Piece], times: int) -> Expr:
         """Codes times ``2 ** times``, from their pieces."""
-        if self.layout.inserted and len(pieces) > 1:
+        if self.layout.uncut and self.tile.inserts and len(pieces) > 1:
             # Pieces meet at the top of a byte, whence one shift brings them down and leaves nothing else.
             upper, lower = pieces
             top = self._shifted(loads[upper.load], 8 - upper.at - upper.width)
@@ -130,22 +148,6 @@ class Operands:
         # A shift to the right from the highest bits leaves nothing else.
         alone = to == 0 and at + width == 8
         return packed if alone else T.bitwise_and(packed, self._every(((1 << width) - 1) << to))
-
-    def unpack_in_place(self, block: Block, step: Expr | int, v: int) -> list[tuple[Expr, int]]:
-        """As `unpack`, with fields left where they lie: codes times a power of two, and which. One operation for most."""
-        loads = self._loads(block, step, v)
-        signs = self.layout.bits == 1
-        halves = [T.bind(self._shifted(packed, -4)) for packed in loads] if signs else loads
-        operands = []
-        for pieces in self.layout.pieces:
-            (load, at, width, _), *rest = pieces
-            if rest or (not signs and at + width == 8):
-                operands.append((self._operand(loads, pieces, 0), 0))
-                continue
-            # Of signs, the upper half is shifted: fewer powers of two are fewer sums side by side.
-            packed, power = (halves[load], at - 4) if signs and at >= 4 else (loads[load], at)
-            operands.append((T.bind(T.bitwise_and(packed, self._every(((1 << width) - 1) << power))), power))
-        return operands
 
     def scaling(self, block: Block, v: int) -> Scaling:
         """Scales and zero points of one vector of columns in one block, as float32."""
@@ -176,9 +178,10 @@ class Operands:
             return T.bind(T.cast(dots, f"float32x{lanes}"))
         return T.bind(T.reinterpret(f"float32x{lanes}", dots) - self.floats.broadcast(T.float32(FLOAT_OF_ZERO)))
 
-    def store(self, row: Expr, column: Expr, sums: Expr) -> None:
-        """Emit the last step for one vector of columns, leaving out those past the end."""
-        lanes, scale = self.tile.lanes, self.floats.broadcast(self.x_scale[row, 0])
+    def store(self, row: Expr, column: Expr, sums: Expr, factor: float = 1.0) -> None:
+        """Emit the last step for one vector of columns, whose sums lack a factor, leaving out those past the end."""
+        lanes, of_row = self.tile.lanes, self.x_scale[row, 0]
+        scale = self.floats.broadcast(of_row if factor == 1 else T.bind(of_row * T.float32(factor)))
         left = T.cast(T.min(self.config.out_features - column, emit.index(lanes)), "int32")
         whole = self.config.out_features % self.layout.columns == 0
         if self.bias is None:

@@ -3,28 +3,31 @@
 A *panel* is ``columns`` output features, a *block* one group of input features of one panel. Blocks follow each other in
 the order in which the kernel consumes them, and each carries its own scales, so one thread reads one stream.
 
-Codes are cut into *planes* whose widths divide a byte: 3 bits are a plane of 2 and one of 1. A load of a plane holds one
-vector of columns, and in the fields of each byte codes of several dot products; the fewer bits, the more. A *step* is the
-smallest number of dot products for which every plane takes whole loads. In a block:
+Codes are cut into *planes* whose widths divide a byte: 5 bits are a plane of 4 and one of 1. A panel has ``vectors`` vectors
+of columns, of which ``shared`` make a *bundle*; the fields of a byte are codes of the vectors of one bundle and, where a byte
+has more fields, of several dot products. A *step* is the smallest number of dot products for which every plane takes whole
+loads; shared among as many vectors as the narrowest plane has fields, it is one. In a block:
 
-    step:  vector v < columns / lanes:  plane:  load:  lane l < lanes:  byte d < depth
-        field f, from the lowest bits up: the plane's bits of element k = (step * products + load * fields + f) * depth + d
-        of column n = v * lanes + l
+    step:  bundle:  plane:  load:  lane l < lanes:  byte d < depth
+        field f, from the lowest bits up: with i = load * fields + f, the plane's bits of
+        element k = (step * products + i / shared) * depth + d
+        of column n = (bundle * shared + i mod shared) * lanes + l
     then ``columns`` scales, then ``columns`` zero points of a byte each where groups have them.
 
-So one load, and a mask and a shift for each field, give the operands of several products. Codes of 8 bits lie as they are, or
-128 lower where the instruction wants signed weights.
+So one load gives the operands of several products, and what the lower fields of a byte and all of it sum to tells what each
+field does (`linear_low_bit_sums`). Where the instruction wants signed weights, the highest bit of each byte is flipped.
 
-Where one instruction inserts bits of a byte into another, codes of 3 bits are not cut into planes. A step of 8 products takes
-3 loads; each has the codes of two products whole, and the two bits that are left of each make up those of the last two:
+Codes of 3 bits that eight vectors share are not cut into planes. A step takes 3 loads; each has the codes of two vectors
+whole, and the two bits that are left of each make up those of the last two:
 
-    bits 0-2 and 3-5 of load 0: products 0 and 1; of load 1: 2 and 3; of load 2: 4 and 5
-    product 6, highest bits first: bits 6-7 of load 0, bit 7 of load 2
-    product 7: bit 6 of load 2, bits 6-7 of load 1
+    bits 0-2 and 3-5 of load 0: vectors 0 and 1; of load 1: 2 and 3; of load 2: 4 and 5
+    vector 6, highest bits first: bits 6-7 of load 0, bit 7 of load 2
+    vector 7: bit 6 of load 2, bits 6-7 of load 1
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +43,14 @@ LANE_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """For every depth, an integer as wide as the bytes one lane reads."""
 DOT_DEPTHS = (2, 4, 8)
 """Elements of the dot products that there are kernels for."""
+HIGHEST = 0x80
+"""The highest bit of a byte."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 """Widths of the planes of codes of so many bits, lowest bits first."""
 
 
 class Piece(NamedTuple):
-    """Bits of a product's codes: the ``width`` ones from ``shift`` on, which a load's bytes have from bit ``at`` on."""
+    """Bits of codes: the ``width`` ones from ``shift`` on, which a load's bytes have from bit ``at`` on."""
 
     load: int
     at: int
@@ -58,7 +63,11 @@ IN_THREE_LOADS = (
     (Piece(0, 6, 2, 1), Piece(2, 7, 1, 0)),
     (Piece(2, 6, 1, 2), Piece(1, 6, 2, 0)),
 )
-"""For every product of a step, the pieces of its codes of 3 bits, highest bits first. What is inserted ends a byte."""
+"""For every vector of a bundle, the pieces of its codes of 3 bits, highest bits first. What is inserted ends a byte."""
+
+
+MOST_SHARED_BITS = 4
+"""Codes of more bits are pieces of several bytes, or a byte: one row gains nothing by summing them as they lie."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +117,41 @@ class BlockLayout(ABC):
         """Whether every group has one."""
 
     @property
+    def shared(self) -> int:
+        """Vectors of columns in a bundle."""
+        return 1
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the highest bit of each byte of codes is."""
+        return False
+
+    @property
+    def bundles(self) -> int:
+        """Bundles in a panel."""
+        return self.vectors // self.shared
+
+    @property
     def products(self) -> int:
         """Dot products in a step."""
-        return 8 // min(PLANES[self.bits])
+        fields = 8 // min(PLANES[self.bits])
+        return fields // math.gcd(fields, self.shared)
 
     @property
     def planes(self) -> list[Plane]:
         """The planes of a step, in order."""
         widths = PLANES[self.bits]
-        return [Plane(w, sum(widths[:n]), self.products * w // 8) for n, w in enumerate(widths)]
+        return [Plane(w, sum(widths[:n]), self.products * self.shared * w // 8) for n, w in enumerate(widths)]
 
     @property
     def pieces(self) -> Sequence[Sequence[Piece]]:
-        """For every product of a step, where its codes lie among the loads of a vector of columns."""
-        found: list[list[Piece]] = [[] for _ in range(self.products)]
+        """Where codes lie among the loads of a bundle: for every product of a step, those of each vector in turn."""
+        found: list[list[Piece]] = [[] for _ in range(self.products * self.shared)]
         first = 0
         for plane in self.planes:
-            for product, of_product in enumerate(found):
-                load, field = divmod(product, plane.fields)
-                of_product.append(Piece(first + load, field * plane.width, plane.width, plane.shift))
+            for number, pieces in enumerate(found):
+                load, field = divmod(number, plane.fields)
+                pieces.append(Piece(first + load, field * plane.width, plane.width, plane.shift))
             first += plane.loads
         return found
 
@@ -147,13 +172,13 @@ class BlockLayout(ABC):
 
     @property
     def loads(self) -> int:
-        """Loads of one vector of columns in a step."""
+        """Loads of one bundle in a step."""
         return sum(plane.loads for plane in self.planes)
 
     @property
     def value_bytes(self) -> int:
         """Bytes of the codes of one block; its scales begin there."""
-        return self.steps * self.vectors * self.loads * self.vector_bytes
+        return self.steps * self.bundles * self.loads * self.vector_bytes
 
     @property
     def block_bytes(self) -> int:
@@ -197,19 +222,21 @@ class BlockLayout(ABC):
     def _interleave(self, codes: torch.Tensor, panels: int, groups: int) -> torch.Tensor:
         """Codes (panels * columns, K) in the order of the module's docstring: (panels, groups, value_bytes)."""
         word = LANE_WORDS[self.depth]
-        shape = panels, self.vectors, self.lanes, groups, self.steps
-        of_products = codes.reshape(*shape, self.products, self.depth).unbind(-2)
+        shape = panels, self.bundles, self.shared, self.lanes, groups, self.steps
+        fields = codes.reshape(*shape, self.products, self.depth)
         bytes_ = [torch.zeros((), dtype=torch.uint8)] * self.loads
-        for product, of_product in zip(of_products, self.pieces, strict=True):
-            for piece in of_product:
+        for number, pieces in enumerate(self.pieces):
+            product, member = divmod(number, self.shared)
+            of_field = fields[:, :, member, ..., product, :]
+            for piece in pieces:
                 # Pieces of a byte are in their places; what overlaps no more can be added.
-                moved = ((product >> piece.shift) & ((1 << piece.width) - 1)) << piece.at
+                moved = ((of_field >> piece.shift) & ((1 << piece.width) - 1)) << piece.at
                 bytes_[piece.load] = bytes_[piece.load] + moved
         # What one lane reads at once moves as one number: many times faster than byte by byte.
         words = torch.stack([of_load.contiguous().view(word).squeeze(-1) for of_load in bytes_], dim=-1)
         # A copy for certain, here too.
-        packed = words.permute(0, 3, 4, 1, 5, 2).clone(memory_format=torch.contiguous_format)
-        return packed.view(torch.uint8).reshape(panels, groups, self.value_bytes)
+        packed = words.permute(0, 3, 4, 1, 5, 2).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        return (packed ^ HIGHEST if self.flipped else packed).reshape(panels, groups, self.value_bytes)
 
 
 @dataclass(frozen=True)
@@ -220,30 +247,33 @@ class LowBitLayout(BlockLayout):
         encoding: of the weight.
         lanes, depth: of the instruction tile that reads it.
         vectors: vectors of columns in a panel.
-        signed: whether codes of 8 bits are stored 128 lower.
-        inserting: whether there is an instruction for `IN_THREE_LOADS`, which then is how codes of 3 bits lie.
+        flipped: whether the highest bit of each byte of codes is, for instructions that want signed weights.
     """
 
     encoding: Grouped
     lanes: int
     depth: int
     vectors: int
-    signed: bool = False
-    inserting: bool = False
+    flipped: bool = False
 
     @property
-    def inserted(self) -> bool:
+    def shared(self) -> int:
+        fields = fields_to_share(self.bits)
+        return 1 if self.vectors % fields else fields
+
+    @property
+    def uncut(self) -> bool:
         """Whether codes lie as `IN_THREE_LOADS` says."""
-        return self.inserting and self.bits == 3
+        return self.bits == 3 and self.shared == len(IN_THREE_LOADS)
 
     @property
     def pieces(self) -> Sequence[Sequence[Piece]]:
-        return IN_THREE_LOADS if self.inserted else super().pieces
+        return IN_THREE_LOADS if self.uncut else super().pieces
 
     @property
     def lowered(self) -> bool:
-        """Whether codes are stored 128 lower."""
-        return self.signed and self.bits == 8
+        """Whether codes are bytes that lie 128 lower."""
+        return self.flipped and self.bits == 8
 
     def __post_init__(self) -> None:
         if self.depth not in DOT_DEPTHS:
@@ -282,7 +312,12 @@ class LowBitLayout(BlockLayout):
         self.packed_shape(out_features, in_features)
         check_storage(self.encoding, storage, out_features, in_features)
         codes, of_groups = unpacked(self.encoding, storage, in_features)
-        return self.blocks(codes ^ 128 if self.lowered else codes, of_groups)
+        return self.blocks(codes, of_groups)
+
+
+def fields_to_share(bits: int) -> int:
+    """Among how many vectors the bytes of codes of so many bits are best shared."""
+    return 8 // min(PLANES[bits]) if bits <= MOST_SHARED_BITS else 1
 
 
 def code_bits(encoding: Grouped) -> int:

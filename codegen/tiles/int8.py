@@ -59,6 +59,11 @@ class Int8Tile(ABC):
         return 0, 127
 
     @property
+    def takes_bytes(self) -> bool:
+        """Whether products with weights of all values of a byte, signed or unsigned, cost no more than others."""
+        return False
+
+    @property
     def taken(self) -> int:
         """Activations of a row that are best loaded at once: one step's, or more, of which a step takes its part."""
         return self.depth

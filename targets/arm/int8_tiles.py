@@ -57,6 +57,10 @@ class DotTile(Int8Tile):
     def insert(self, upper: Expr, lower: Expr, places: int) -> Expr:
         return T.call_llvm_pure_intrin("uint8x16", "llvm.aarch64.neon.vsri.v16i8", upper, lower, T.int32(places))
 
+    @property
+    def takes_bytes(self) -> bool:
+        return True
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         check_weights(self, weight_bound)
         return _DotAccumulator(initial)

@@ -38,6 +38,10 @@ class VnniTile(Int8Tile):
     def weight_range(self) -> tuple[int, int]:
         return 0, 255
 
+    @property
+    def takes_bytes(self) -> bool:
+        return True
+
     def accumulator(self, initial: Expr, weight_bound: int) -> DotAccumulator:
         check_weights(self, weight_bound)
         return _VnniAccumulator(initial, self.lanes)

@@ -19,7 +19,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
-from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile
+from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile, check_weights
 from planish.ir import Grouped, GroupedInt, Levels
 from planish.targets.host.detect import detect_host
 from planish.targets.host.int8_tiles import INT8_TILES
@@ -58,14 +58,40 @@ class PairsTile(Int8Tile):
         return T.bind(sums + even + odd)
 
 
+class SignedAccumulator(DotAccumulator):
+    """Sums of signed weights, made of unsigned ones that are 128 larger."""
+
+    def __init__(self, inner: Int8Tile, initial: Any) -> None:
+        self.bytes, zero = inner.lanes * inner.depth, T.broadcast(T.int32(0), inner.lanes)
+        self.sums, self.excess = inner.accumulator(initial, 255), inner.accumulator(zero, 128)
+
+    def add(self, weights: Any, activations: Any) -> None:
+        highest = T.broadcast(T.uint8(128), self.bytes)
+        self.sums.add(T.bind(T.bitwise_xor(weights, highest)), activations)
+        self.excess.add(highest, activations)
+
+    def value(self) -> Any:
+        return T.bind(self.sums.value() - self.excess.value())
+
+
 @dataclass(frozen=True)
-class InsertingTile(Int8Tile):
-    """A tile that inserts bytes into each other and loads no number into every lane, made of one that does not."""
+class SignedTile(Int8Tile):
+    """A tile of signed weights that inserts bytes into each other and loads no number into every lane, made of one that does
+    none of it."""
 
     inner: Int8Tile
 
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        return -128, 127
+
+    @property
+    def takes_bytes(self) -> bool:
+        return True
+
     def accumulator(self, initial: Any, weight_bound: int) -> DotAccumulator:
-        return self.inner.accumulator(initial, weight_bound)
+        check_weights(self, weight_bound)
+        return SignedAccumulator(self.inner, initial)
 
     @property
     def inserts(self) -> bool:
@@ -84,7 +110,7 @@ class InsertingTile(Int8Tile):
 DOTS = detect_host().tiles(INT8_TILES)
 PAIRS = [PairsTile("pairs", tile.depth, tile.floats, tile.features, tile) for tile in DOTS[-1:]]
 TILES = [*DOTS, *PAIRS]
-INSERTING = InsertingTile("inserting", DOTS[0].depth, DOTS[0].floats, DOTS[0].features, DOTS[0])
+SIGNED = SignedTile("signed", DOTS[0].depth, DOTS[0].floats, DOTS[0].features, DOTS[0])
 Problem = tuple[Grouped, int, bool, int]
 """Encoding, groups, bias, columns beyond whole panels."""
 PROBLEMS: list[Problem] = [
@@ -102,8 +128,8 @@ OTHERS: list[Problem] = [
     (GroupedInt(8, 2048, torch.float32), 1, False, -5),
 ]
 UNCUT: Problem = (GroupedInt(3, 64), 2, True, 3)
-"""Codes of three bits, which lie uncut where bytes are inserted into each other."""
-INSERTED: list[Problem] = [
+"""Codes of three bits, some of which are inserted where there is an instruction for it."""
+BY_SIGNED: list[Problem] = [
     UNCUT,
     (GroupedInt(3, 32, torch.float32, True), 3, False, -2),
     *((encoding, 2, True, 1) for encoding in (GroupedInt(1, 32), GroupedInt(2, 96), GroupedInt(4, 32), *FEW[1:])),
@@ -119,7 +145,7 @@ def _tier(tile: Int8Tile) -> Any:
 
 def _marks(tile: Int8Tile, problem: Problem) -> Any:
     """Pairs with the other encodings are run by Arm's full tests, and here by the nightly ones."""
-    if tile == INSERTING:
+    if tile == SIGNED:
         return () if problem == UNCUT else full
     if problem in OTHERS:
         return nightly if tile in PAIRS else full
@@ -146,7 +172,7 @@ by_tile = pytest.mark.parametrize(
 by_problem = pytest.mark.parametrize("tile, problem", _by(PROBLEMS, TILES), ids=_named)
 # Weights of a whole byte are what the tiles without their product sum in another way.
 BYTES = [problem for problem in OTHERS if problem[0].grid.count == 256]
-_ENCODINGS = _by(PROBLEMS, TILES) + _by(OTHERS, QUICK) + _by(BYTES, DOTS[-1:]) + _by(INSERTED, [INSERTING])
+_ENCODINGS = _by(PROBLEMS, TILES) + _by(OTHERS, QUICK) + _by(BYTES, DOTS[-1:]) + _by(BY_SIGNED, [SIGNED])
 by_encoding = pytest.mark.parametrize("tile, problem", _ENCODINGS, ids=_named)
 
 
@@ -154,7 +180,7 @@ def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
     """A kernel cut so small that a dozen rows and a few panels pass through every loop and every remainder."""
     encoding, groups, bias, beyond = problem
     config = LowBitLinear(
-        encoding.group * groups, 6 * tile.lanes + beyond, encoding, bias, tile, rows=3, vectors=2, prefetch=512, many=4
+        encoding.group * groups, 10 * tile.lanes + beyond, encoding, bias, tile, 3, 2, prefetch=512, panel=3, many=4
     )
     return replace(config, **changes)
 
@@ -343,8 +369,8 @@ def test_refusals() -> None:
         LowBitLinear(80, 8, GroupedInt(4, 32), False, tile, 1, 1)
     with pytest.raises(ValueError, match="group of 12 cannot be cut into steps of 8 elements, as int4g12sf16 needs"):
         LowBitLinear(60, 8, GroupedInt(4, 12), False, tile, 1, 1)
-    with pytest.raises(ValueError, match="group of 16 cannot be cut into steps of 32 elements, as signg16sf16 needs"):
-        LowBitLinear(64, 8, Levels("sign", 16), False, tile, 1, 1)
+    with pytest.raises(ValueError, match="group of 16 cannot be cut into steps of 32 elements, as int5g16sf16 needs"):
+        LowBitLinear(64, 8, GroupedInt(5, 16), False, tile, 1, 1)
     with pytest.raises(ValueError, match="dot products of 3 elements"):
         LowBitLayout(GroupedInt(4, 48), 4, 3, 1)
     with pytest.raises(ValueError, match="inserts no bytes"):
