@@ -22,6 +22,8 @@ SMALL_SUM = 1 << 22
 """Integers up to here become floats by `linear_low_bit_operands.as_float` without a conversion."""
 WIDE_FIELDS = 4
 """Bytes of so many fields have codes of several register tiles of columns, for each of which there is code."""
+LONG_GROUP = 128
+"""Elements whose products are a loop and not unrolled."""
 UNPACKED_BYTES = 1 << 17
 """Of unpacked weights in one task, unless a single panel has more: they should stay in a core's own cache."""
 
@@ -63,7 +65,7 @@ class LowBitLinear:
     vectors: int
     task_panels: int = 2
     unrolled: int = 32
-    prefetch: int = 8192
+    prefetch: int = 4096
     panel: int = 1
     many: int = 0
 
@@ -167,9 +169,12 @@ def configurations(
             shapes = [(3, 4), (4, 4), (6, 2)] if wide else [(6, 2), (5, 2), (12, 1), (8, 1)]
         else:
             shapes = [(2, 2), (4, 1), (3, 1)] if wide else [(4, 1), (6, 1), (2, 2), (3, 1)]
-        # The same, as long as there are panels enough for many threads.
-        fits = (n for n in (8, 4, 2) if out_features % (n * tile.lanes) == 0 and out_features // (n * tile.lanes) >= 16)
-        panel = next(fits, 1)
+        # The same, as long as there are panels enough for many threads. Blocks of short groups are unrolled as a whole, with
+        # all their requests at the beginning: those of wide panels would be more than a core can have under way.
+        widths = (8, 4, 2) if encoding.group >= LONG_GROUP else ()
+        panel = next(
+            (n for n in widths if out_features % (n * tile.lanes) == 0 and out_features >= 16 * n * tile.lanes), 1
+        )
     return [
         LowBitLinear(
             in_features,
@@ -186,5 +191,5 @@ def configurations(
         )
         for rows, vectors in shapes
         for panels in (2, 4, 1)
-        for prefetch in (8192, 4096, 16384)
+        for prefetch in (4096, 8192, 16384)
     ]
