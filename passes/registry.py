@@ -16,12 +16,14 @@ PASSES: dict[str, str] = {
     "derive-programs": "planish.passes.derive_programs:DerivePrograms",
     "fold-batch-norm": "planish.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "planish.passes.fold_constants:FoldConstants",
+    "fold-norm-gains": "planish.passes.fold_norm_gains:FoldNormGains",
     "fuse-horizontal": "planish.passes.fuse_horizontal:FuseHorizontal",
     "narrow-attention": "planish.passes.narrow_attention:NarrowAttention",
     "quantize": "planish.passes.quantize:Quantize",
     "quantize-activations": "planish.passes.quantize_activations:QuantizeActivations",
     "quantize-cache": "planish.passes.quantize_cache:QuantizeCache",
     "raise-model-ops": "planish.passes.raise_model_ops:RaiseModelOps",
+    "rotation-fusion": "planish.passes.rotation_fusion:RotationFusion",
 }
 
 

@@ -12,9 +12,10 @@ from planish.ir import Op
 from planish.ir.ops import OPS
 from planish.ir.ops.aten_indexing import ATEN_INDEXING
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
+from planish.ir.spaces.action import act
 from planish.ir.spaces.laws import Family, Indexing, Law
 from planish.ir.spaces.terms import Atom, atoms
-from planish.testing.acting import act_everywhere, draw, solutions
+from planish.testing.acting import draw, solutions
 from planish.testing.rules import SeededChooser
 from planish.testing.tensors import operand_tensors
 
@@ -81,7 +82,7 @@ def test_declared_matrices_scales_and_signs_go_through(name: str) -> None:
         def rotated(tensor, of, place, law=law, atom=atom, matrix=matrix):  # type: ignore[no-untyped-def]
             if law.family > Family.PERMUTATION and not tensor.is_floating_point():
                 return tensor
-            return act_everywhere(tensor, of, atom, matrix, law.places[place] < 0)
+            return act(tensor, of, atom, matrix, law.places[place] < 0)
 
         moved = op.evaluate(*acted(operands, indexing.operands, law, "operand", rotated))
         assert same(moved, acted(results, indexing.results, law, "result", rotated)), (seed, law, "matrix")
@@ -95,7 +96,7 @@ def test_declared_matrices_scales_and_signs_go_through(name: str) -> None:
                 base = torch.where(random < 0.5, -1.0, 1.0) if modulus else 0.5 + random
 
                 def scaled(tensor, of, place, atom=atom, base=base, exponents=exponents):  # type: ignore[no-untyped-def]
-                    return act_everywhere(tensor, of, atom, torch.diag(base ** exponents[place]))
+                    return act(tensor, of, atom, torch.diag(base ** exponents[place]))
 
                 moved = op.evaluate(*acted(operands, indexing.operands, law, "operand", scaled))
                 assert same(moved, acted(results, indexing.results, law, "result", scaled)), (seed, law, kind)
@@ -116,7 +117,7 @@ def test_no_larger_family_goes_through(name: str) -> None:
         matrix = draw(Family(law.family + 1), count, torch.Generator().manual_seed(seed))
 
         def turned(tensor, of, place, law=law, atom=atom, matrix=matrix):  # type: ignore[no-untyped-def]
-            return act_everywhere(tensor, of, atom, matrix, law.places[place] < 0)
+            return act(tensor, of, atom, matrix, law.places[place] < 0)
 
         moved = op.evaluate(*acted(operands, indexing.operands, law, "operand", turned))
         through = same(moved, acted(results, indexing.results, law, "result", turned))

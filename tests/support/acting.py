@@ -1,4 +1,4 @@
-"""Elements of the groups that laws declare, and how they act on a tensor whose axes are terms."""
+"""Elements of the groups that laws declare, and modules on whose parameters one has acted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from planish.ir import Module, dense_param
+from planish.ir.spaces.action import act
 from planish.ir.spaces.analysis import Space, Spaces
 from planish.ir.spaces.laws import Equation, Family, Place
-from planish.ir.spaces.terms import Atom, Product, Sum, Term, atoms, normal, size
 
 
 def draw(family: Family, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -33,45 +33,6 @@ def draw(family: Family, count: int, generator: torch.Generator) -> torch.Tensor
     return torch.eye(count, dtype=torch.float64)
 
 
-def act(tensor: torch.Tensor, axis: int, term: Term, atom: Atom, matrix: torch.Tensor) -> torch.Tensor:
-    """The tensor with `matrix` applied to all indices of `atom` in the term of one axis."""
-    term = normal(term)
-    if term is atom:
-        return _multiply(tensor, axis, matrix)
-    if isinstance(term, Product):
-        sizes = [int(size(factor)) for factor in term.factors]
-        whole = tensor.unflatten(axis, sizes) if sizes else tensor
-        for number, factor in enumerate(term.factors):
-            whole = act(whole, axis + number, factor, atom, matrix)
-        return whole.flatten(axis, axis + len(sizes) - 1) if sizes else whole
-    if isinstance(term, Sum):
-        parts = tensor.split([int(size(part)) for part in term.parts], axis)
-        return torch.cat([act(p, axis, t, atom, matrix) for p, t in zip(parts, term.parts)], axis)
-    return tensor
-
-
-def _multiply(tensor: torch.Tensor, axis: int, matrix: torch.Tensor) -> torch.Tensor:
-    """The product along one axis; what is no sum is none, so that NaN stays where it is and integers are exact."""
-    if torch.equal(matrix, torch.diag(matrix.diagonal())):
-        shape = [-1 if n == axis else 1 for n in range(tensor.ndim)]
-        return tensor * matrix.diagonal().reshape(shape).to(tensor.dtype)
-    if bool((matrix.count_nonzero(1) == 1).all()) and bool((matrix.sum(1) == 1).all()):
-        return tensor.index_select(axis, matrix.argmax(1))
-    product: torch.Tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), ([axis], [1]))
-    return product.movedim(-1, axis)
-
-
-def act_everywhere(
-    tensor: torch.Tensor, terms: Sequence[Term], atom: Atom, matrix: torch.Tensor, dual: bool = False
-) -> torch.Tensor:
-    """The tensor with the matrix, or its inverse transposed, applied on every axis that has the atom."""
-    matrix = torch.linalg.inv(matrix).T if dual else matrix
-    for axis, term in enumerate(terms):
-        if any(inner is atom for inner in atoms(term)):
-            tensor = act(tensor, axis, term, atom, matrix)
-    return tensor
-
-
 def turned(module: Module, spaces: Spaces, space: Space, seed: int) -> Module:
     """The module with a drawn element of a space's family applied to every parameter that has it."""
     matrix = draw(space.family, int(space.size), torch.Generator().manual_seed(seed))  # type: ignore[call-overload]
@@ -79,7 +40,7 @@ def turned(module: Module, spaces: Spaces, space: Space, seed: int) -> Module:
     for name in sorted({name for name, _ in space.parameters}):
         tensor, param = ("param", name), module.params[name]
         terms = [spaces.term(tensor, axis) for axis in range(param.type.rank)]
-        value = act_everywhere(param.value().double(), terms, space.atom, matrix, space.sides[tensor] < 0)
+        value = act(param.value().double(), terms, space.atom, matrix, space.sides[tensor] < 0)
         changed.append(dense_param(name, value.to(param.type.dtype)))
     return module.with_params(changed)
 
