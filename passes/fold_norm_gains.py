@@ -101,7 +101,7 @@ class _Plan:
             raise Stays("it is computed at run time")
         for read in ways.contracted:
             self._require_floats(read)
-        biases = [self._shifted(read, node, shift) for read in ways.contracted] if isinstance(shift, ParamRef) else []
+        biases = [self._shifted(read, ways, shift) for read in ways.contracted] if isinstance(shift, ParamRef) else []
         if isinstance(gain, ParamRef):
             param = self.module.params[gain.name]
             for read, axis in ways.contracted.items():
@@ -116,10 +116,10 @@ class _Plan:
         self.different |= set(ways.values)
         self.gains += 1
 
-    def _shifted(self, read: Read, norm: Node, shift: ParamRef) -> tuple[Read, Change | Param]:
+    def _shifted(self, read: Read, ways: Ways, shift: ParamRef) -> tuple[Read, Change | Param]:
         """What the bias of a linear map becomes when its weight meets a shift."""
         node = read.node
-        if not isinstance(node.op, Linear) or node.inputs[0] is not norm.output:
+        if not isinstance(node.op, Linear) or node.inputs[0] not in ways.rows:
             raise Stays(f"{operation(node)} has no bias that could take the shift")
         _, weight, bias = node.inputs
         assert isinstance(weight, ParamRef)

@@ -11,6 +11,14 @@ from planish.ir.spaces.terms import Atom, Term, normal
 from planish.passes.graph import Graph
 from planish.passes.param_changes import Read
 
+# What gives rows of its operand, or their mean.
+ROWS = frozenset((
+    "select.int slice.Tensor unbind.int split.Tensor split_with_sizes.default chunk.default view.default reshape.default "
+    "_unsafe_view.default flatten.using_ints unflatten.int unsqueeze.default squeeze.default squeeze.dim squeeze.dims "
+    "transpose.int t.default permute.default expand.default contiguous.default clone.default alias.default to.dtype "
+    "_to_copy.default mean.dim"
+).split())  # fmt: skip
+
 
 class Stays(Exception):
     """Why something cannot be moved along an axis: a sentence that begins with what is in the way."""
@@ -22,12 +30,14 @@ class Ways:
 
     Attributes:
         values: those that have its indices, with the number of the axis.
+        rows: those of them that hold vectors of the first one, or means of them.
         contracted: reads of parameters that sum over them, with the axis of the parameter.
         added: reads of parameters that have them themselves, alike.
         norms: layer norms over them.
     """
 
     values: dict[Value, int] = field(default_factory=dict)
+    rows: set[Value] = field(default_factory=set)
     contracted: dict[Read, int] = field(default_factory=dict)
     added: dict[Read, int] = field(default_factory=dict)
     norms: list[Node] = field(default_factory=list)
@@ -35,7 +45,7 @@ class Ways:
 
 def readers_of(graph: Graph, value: Value, axis: int) -> Ways:
     """Where the indices go until parameters contract them; raises Stays when one way ends otherwise."""
-    ways = Ways({value: axis})
+    ways = Ways({value: axis}, {value})
     waiting = [value]
     while waiting:
         here = waiting.pop()
@@ -44,6 +54,8 @@ def readers_of(graph: Graph, value: Value, axis: int) -> Ways:
                 at = _axis(law.term, indexing, place)
                 if place.kind == "result":
                     _enter(ways, waiting, node.outputs[place.number], at)
+                    if here in ways.rows and operation(node) in ROWS:
+                        ways.rows.add(node.outputs[place.number])
                 elif side < 0:
                     ways.contracted[_read(graph, node, place.number)] = at
                 elif node.inputs[place.number] is not here:

@@ -194,6 +194,27 @@ def _select(arguments: list[Any], keywords: dict[str, Any], operands: Types, res
     return Indexing(found.operands, ((*terms[:axis], *terms[axis + 1 :]),), found.laws)
 
 
+def _unbind(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing:
+    x = operands[0]
+    assert x is not None
+    axis = _axis(arguments, keywords, 1, 0, x.rank)
+    found = _cut(x, axis, [1] * len(results), list(range(len(results))))
+    return Indexing(found.operands, tuple((*r[:axis], *r[axis + 1 :]) for r in found.results), found.laws)
+
+
+def _pooled(law: Callable[[Atom], Law]) -> AtenIndexing:
+    """Windows over the last two axes, whose places are read as such; every other index by itself."""
+
+    def rule(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing:
+        x, y = operands[0], results[0]
+        assert x is not None
+        *lead, height, width = fresh(*x.shape)
+        places = fresh(*y.shape[-2:])
+        return Indexing(((*lead, height, width),), ((*lead, *places),), tuple(law(a) for a in lead))
+
+    return rule
+
+
 def _rows(mixed: Callable[[Atom], Law], others: Callable[[Atom], Law], number: int, keeps: bool) -> AtenIndexing:
     """Operators over some axes: softmax, and reductions, which lose them."""
 
@@ -277,6 +298,10 @@ ATEN_INDEXING: dict[str, AtenIndexing] = {
     "mean.dim": _rows(_sum_law, _through, 1, keeps=False),
     "slice.Tensor": _slice,
     "select.int": _select,
+    "unbind.int": _unbind,
+    "max_pool2d.default": _pooled(_unary("relu.default")),
+    "avg_pool2d.default": _pooled(_through),
+    "adaptive_avg_pool2d.default": _pooled(_through),
     "split.Tensor": _split,
     "split_with_sizes.default": _split,
     "chunk.default": _split,

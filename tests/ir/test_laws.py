@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from planish.ir import Op
-from planish.ir.ops import OPS
+from planish.ir.op import Chooser, Sample
+from planish.ir.ops import OPS, Aten
+from planish.ir.ops.aten import Slot, aten
 from planish.ir.ops.aten_indexing import ATEN_INDEXING
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.ir.spaces.action import act
 from planish.ir.spaces.laws import Family, Indexing, Law
 from planish.ir.spaces.terms import Atom, atoms
+from planish.ir.types import TensorType
 from planish.testing.acting import draw, solutions
 from planish.testing.rules import SeededChooser
 from planish.testing.tensors import operand_tensors
 
 Tensors = tuple[torch.Tensor | None, ...]
 SEEDS = 25
-DRAWN = sorted({*OPS} - {"aten"}) + sorted({*ATEN_INDEXING} & {*ATEN_SAMPLES})
+
+
+def _sampled(overload: str, rank: int, *arguments: object) -> Callable[[Chooser], Sample]:
+    """Calls on a tensor of a rank, of asymmetric small sizes."""
+
+    def sample(choose: Chooser) -> Sample:
+        x = TensorType(torch.float64, tuple(choose.integer(2, 5) for _ in range(rank)))
+        return Sample(aten(overload, Slot(0), *arguments), (x,))  # type: ignore[arg-type]
+
+    return sample
+
+
+# Operators that have laws and no axis rule, whose calls are drawn here.
+WITHOUT_AXES: dict[str, Callable[[Chooser], Sample]] = {
+    "unbind.int": _sampled("unbind.int", 3, -2),
+    "max_pool2d.default": _sampled("max_pool2d.default", 4, (2, 2), (1, 1)),
+    "avg_pool2d.default": _sampled("avg_pool2d.default", 4, (2, 2), (1, 1)),
+    "adaptive_avg_pool2d.default": _sampled("adaptive_avg_pool2d.default", 4, (2, 1)),
+}
+DRAWN = sorted({*OPS} - {"aten"}) + sorted({*ATEN_INDEXING} & {*ATEN_SAMPLES, *WITHOUT_AXES})
 
 
 def instance(name: str, seed: int) -> tuple[Op, Tensors, Indexing] | None:
     chooser = SeededChooser(seed)
-    sample = OPS["aten"].sample_overload(name, chooser) if "." in name else OPS[name].sample(chooser)  # type: ignore[attr-defined]
+    if name in WITHOUT_AXES:
+        sample = WITHOUT_AXES[name](chooser)
+    else:
+        sample = Aten.sample_overload(name, chooser) if "." in name else OPS[name].sample(chooser)
     types = tuple(
         None if t is None else t.with_dtype(torch.float64) if t.dtype.is_floating_point else t for t in sample.operands
     )

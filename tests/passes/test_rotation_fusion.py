@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 import planish
 from planish.ir import Module
+from planish.ir.ops import LayerNorm, RmsNorm
 from planish.passes.dead_code import DeadCode
+from planish.passes.fold_batch_norm import FoldBatchNorm
+from planish.passes.fold_constants import FoldConstants
 from planish.passes.fold_norm_gains import FoldNormGains
 from planish.passes.manager import PassManager
 from planish.passes.report import Report
 from planish.passes.rotation_fusion import Rotation, RotationFusion
 from planish.testing.architectures import save_random_model
+from planish.testing.networks import residual_network, vision_transformer
 
 ROTATED = {
     # The stream and the values of each layer.
@@ -49,6 +55,63 @@ def test_the_spaces_of_architectures(name: str, tmp_path: Path) -> None:
     assert len(stream) == (name == "gemma2")
     if stream:
         assert "rms_norm" in stream[0]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("network", "size", "rotated"),
+    [
+        # The stream, from the patches and the learned places to the head, and the values of each layer.
+        (lambda: vision_transformer(28, 7, 24, 3, 2, 31), (28, 28), 3),
+        (lambda: vision_transformer(28, 7, 24, 3, 1, 31, False), (28, 28), 2),
+        # Every channel goes through an activation function.
+        (lambda: residual_network((5, 9, 14), 1, 31), (43, 37), 0),
+    ],
+    ids=["vision transformer", "mean of patches", "residual network"],
+)
+def test_the_spaces_of_networks(network: Callable[[], nn.Module], size: tuple[int, int], rotated: int) -> None:
+    module = planish.trace(network(), (torch.randn(2, 3, *size),)).module
+    passes = [FoldBatchNorm(), FoldConstants(), FoldNormGains(), DeadCode(), RotationFusion()]
+    result, report = PassManager(passes).run(module)
+    assert report.passes[-1].details.get("spaces rotated", 0) == rotated
+    norms = [n.op for n in result.functions["forward"].nodes if isinstance(n.op, (LayerNorm, RmsNorm))]
+    assert not any(isinstance(op, LayerNorm) for op in norms)
+    if not rotated:
+        assert all("relu.default" in r or "the module's border" in r for r in report.passes[-1].refusals)
+
+
+class Stream(nn.Module):
+    """A sum between two linear maps, on which, or beside which, an operation works that declares nothing."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.table, self.up, self.down, self.head = (nn.Linear(a, b) for a, b in ((3, 8), (8, 6), (6, 8), (8, 5)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stream = self.table(x)
+        inner = self.up(stream)
+        inner = torch.erfinv(inner * 0.01) if self.where == "beside" else inner
+        stream = stream + self.down(inner)
+        y: torch.Tensor = self.head(torch.erfinv(stream * 0.01) if self.where == "on" else stream)
+        return y
+
+
+@pytest.mark.parametrize(("where", "sizes"), [("nowhere", [6, 8]), ("beside", [8]), ("on", [6])])
+def test_an_unknown_operation_keeps_the_spaces_that_it_reads(where: str, sizes: list[int]) -> None:
+    module = planish.trace(Stream(where), (torch.randn(2, 3),)).module
+    result, report = PassManager([RotationFusion()]).run(module)
+    record = report.passes[0]
+    names = {6: "up.weight", 8: "down.weight"}
+    changed = {n for n, p in result.params.items() if p.digest() != module.params[n].digest()}
+    assert record.details["spaces rotated"] == len(sizes)
+    refused = [r for r in record.refusals if "erfinv.default: it declares nothing about its indices" in r]
+    for size, name in names.items():
+        if size in sizes:
+            assert name in changed
+        else:
+            (sentence,) = refused
+            assert sentence.startswith(f"the space of {size} indices")
 
 
 @pytest.mark.full
