@@ -160,15 +160,16 @@ def configurations(
     tile: Int8Tile, in_features: int, out_features: int, encoding: Grouped, bias: bool
 ) -> list[LowBitLinear]:
     """The kernels worth trying for one layer on one machine; the first is the best guess."""
-    many, panel, wide = 0, 1, fields_to_share(code_bits(encoding)) >= WIDE_FIELDS
+    many, panel, shared = 0, 1, fields_to_share(code_bits(encoding))
     if tile.lanes <= 4:
         # Short vectors: several side by side hide the latency of a dot product where there is one row.
         shapes, many = [(4, 4), (3, 4), (2, 8), (6, 2)], 8
     else:
         if tile.floats.registers >= 32:
-            shapes = [(3, 4), (4, 4), (6, 2)] if wide else [(6, 2), (5, 2), (12, 1), (8, 1)]
+            narrow = [(6, 2), (5, 2), (12, 1), (8, 1)] if shared == 1 else [(6, 2), (5, 2), (4, 2)]
+            shapes = [(3, 4), (4, 4), (6, 2)] if shared >= WIDE_FIELDS else narrow
         else:
-            shapes = [(2, 2), (4, 1), (3, 1)] if wide else [(4, 1), (6, 1), (2, 2), (3, 1)]
+            shapes = [(2, 2), (4, 1), (3, 1)] if shared >= WIDE_FIELDS else [(4, 1), (6, 1), (2, 2), (3, 1)]
         # The same, as long as there are panels enough for many threads. Blocks of short groups are unrolled as a whole, with
         # all their requests at the beginning: those of wide panels would be more than a core can have under way.
         widths = (8, 4, 2) if encoding.group >= LONG_GROUP else ()

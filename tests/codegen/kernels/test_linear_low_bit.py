@@ -179,9 +179,10 @@ by_encoding = pytest.mark.parametrize("tile, problem", _ENCODINGS, ids=_named)
 def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
     """A kernel cut so small that a dozen rows and a few panels pass through every loop and every remainder."""
     encoding, groups, bias, beyond = problem
-    config = LowBitLinear(
-        encoding.group * groups, 10 * tile.lanes + beyond, encoding, bias, tile, 3, 2, prefetch=512, panel=3, many=4
-    )
+    ins, outs = encoding.group * groups, 10 * tile.lanes + beyond
+    # Two register tiles, or two bundles, to a panel.
+    vectors = 4 if encoding.grid.count in (2, 8) else 2
+    config = LowBitLinear(ins, outs, encoding, bias, tile, 3, vectors, prefetch=512, panel=3, many=4)
     return replace(config, **changes)
 
 
