@@ -15,6 +15,8 @@ from planish.testing.acting import turned
 from planish.testing.architectures import CAUSAL, ENCODERS, save_random_model
 
 pytestmark = pytest.mark.full
+# As others are, but for a window and biases.
+ALIKE = ("mistral", "qwen2")
 
 
 def reasons(space: Space) -> set[str]:
@@ -25,7 +27,9 @@ def with_size(spaces: Spaces, size: int, family: Family) -> list[Space]:
     return [s for s in spaces.spaces if s.size == size and s.family == family and s.parameters]
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, *ENCODERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in (*CAUSAL, *ENCODERS)]
+)
 def test_declared_groups_leave_the_logits_alone(name: str, tmp_path: Path) -> None:
     module = planish.trace(save_random_model(name, tmp_path), check=False).module
     spaces, function = find_spaces(module), module.functions["forward"]

@@ -144,9 +144,9 @@ def _tier(tile: Int8Tile) -> Any:
 
 
 def _marks(tile: Int8Tile, problem: Problem) -> Any:
-    """Pairs with the other encodings are run by Arm's full tests, and here by the nightly ones."""
+    """Pairs and signed weights with the other encodings are run by Arm's full tests, and here by the nightly ones."""
     if tile == SIGNED:
-        return () if problem == UNCUT else full
+        return full if problem == UNCUT else nightly
     if problem in OTHERS:
         return nightly if tile in PAIRS else full
     return () if tile in QUICK else _tier(tile)
