@@ -9,6 +9,7 @@ Where a byte has codes of more vectors of columns than a register tile, tiles fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from tvm.tirx.script import builder as T
@@ -109,8 +110,8 @@ class FewRows:
 
     def _tiles(self, tile: Callable[[Expr | int, range], None]) -> None:
         """``tile(first vector, members)`` for register tiles of all columns of a panel."""
-        width, shared = self.config.vectors, self.layout.shared
-        together = max(width, shared)
+        width = self.config.vectors
+        together = math.lcm(width, self.layout.shared)
         with emit.loop("together", self.layout.vectors // together) as number:
             for first in range(0, together, width):
                 tile(number * together, range(first, first + width))

@@ -13,99 +13,17 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
-from planish.codegen.tiles.int8 import DotAccumulator, Int8Tile, check_weights
+from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Grouped, GroupedInt, Levels
 from planish.targets.host.detect import detect_host
 from planish.targets.host.int8_tiles import INT8_TILES
 from planish.testing.float_kernels import fma
-
-
-@dataclass(frozen=True)
-class PairsTile(Int8Tile):
-    """A tile that multiplies pairs of rows, as other machines do, made of one that multiplies one at a time."""
-
-    inner: Int8Tile
-
-    def accumulator(self, initial: Any, weight_bound: int) -> DotAccumulator:
-        return self.inner.accumulator(initial, weight_bound)
-
-    @property
-    def multiplies_pairs(self) -> bool:
-        return True
-
-    def add_pairs(self, sums: Any, activations: Any, weights: Any) -> Any:
-        lanes, half = self.lanes, self.lanes // 2
-        # Twice as deep as a dot product: each column has two lanes.
-        words = T.bind(T.reinterpret(f"int{8 * self.depth}x4", activations))
-        of_rows = []
-        for row in range(2):
-            spread = tirx.Shuffle([words] * (lanes // 4), [T.int32(2 * row + lane % 2) for lane in range(lanes)])
-            dots = self.inner.accumulator(T.broadcast(T.int32(0), lanes), 15)
-            dots.add(weights, T.bind(T.reinterpret(f"int8x{lanes * self.depth}", spread)))
-            of_rows.append(T.bind(dots.value()))
-        even, odd = (
-            tirx.Shuffle(
-                of_rows, [T.int32(row * lanes + 2 * column + side) for row in range(2) for column in range(half)]
-            )
-            for side in range(2)
-        )
-        return T.bind(sums + even + odd)
-
-
-class SignedAccumulator(DotAccumulator):
-    """Sums of signed weights, made of unsigned ones that are 128 larger."""
-
-    def __init__(self, inner: Int8Tile, initial: Any) -> None:
-        self.bytes, zero = inner.lanes * inner.depth, T.broadcast(T.int32(0), inner.lanes)
-        self.sums, self.excess = inner.accumulator(initial, 255), inner.accumulator(zero, 128)
-
-    def add(self, weights: Any, activations: Any) -> None:
-        highest = T.broadcast(T.uint8(128), self.bytes)
-        self.sums.add(T.bind(T.bitwise_xor(weights, highest)), activations)
-        self.excess.add(highest, activations)
-
-    def value(self) -> Any:
-        return T.bind(self.sums.value() - self.excess.value())
-
-
-@dataclass(frozen=True)
-class SignedTile(Int8Tile):
-    """A tile of signed weights that inserts bytes into each other and loads no number into every lane, made of one that does
-    none of it."""
-
-    inner: Int8Tile
-
-    @property
-    def weight_range(self) -> tuple[int, int]:
-        return -128, 127
-
-    @property
-    def takes_bytes(self) -> bool:
-        return True
-
-    def accumulator(self, initial: Any, weight_bound: int) -> DotAccumulator:
-        check_weights(self, weight_bound)
-        return SignedAccumulator(self.inner, initial)
-
-    @property
-    def inserts(self) -> bool:
-        return True
-
-    def insert(self, upper: Any, lower: Any, places: int) -> Any:
-        size = self.lanes * self.depth
-        kept = T.bitwise_and(upper, T.broadcast(T.uint8(256 - (256 >> places)), size))
-        return T.bitwise_or(kept, T.shift_right(lower, T.broadcast(T.uint8(places), size)))
-
-    @property
-    def repeats_loaded(self) -> bool:
-        return False
-
+from planish.testing.int8_tiles import PairsTile, SignedTile
 
 DOTS = detect_host().tiles(INT8_TILES)
 PAIRS = [PairsTile("pairs", tile.depth, tile.floats, tile.features, tile) for tile in DOTS[-1:]]
@@ -354,6 +272,14 @@ def test_tensors_may_lie_anywhere(tile: Int8Tile) -> None:
     packed = displaced(pack_weight(config, layer.storage))
     compiled(config)(displaced(codes), displaced(scale), packed, y)
     assert torch.equal(y, model(config, layer, codes, scale))
+
+
+def test_register_tiles_may_cut_bundles() -> None:
+    config = config_of(DOTS[0], PROBLEMS[0], vectors=3)
+    assert (config.layout.shared, config.layout.vectors) == (2, 6)
+    layer = Layer.draw(config, 8)
+    x = activations(config, 2, 9)
+    assert torch.equal(apply(config, layer, *x), model(config, layer, *x))
 
 
 @by_tile
