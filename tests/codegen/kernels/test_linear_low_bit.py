@@ -67,7 +67,7 @@ def _marks(tile: Int8Tile, problem: Problem) -> Any:
         return full if problem == UNCUT else nightly
     if problem in OTHERS:
         return nightly if tile in PAIRS else full
-    return () if tile in QUICK else _tier(tile)
+    return () if tile == DOTS[0] else _tier(tile)
 
 
 def _by(problems: Sequence[Problem], tiles: Sequence[Int8Tile]) -> list[Any]:
