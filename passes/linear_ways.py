@@ -82,7 +82,6 @@ def sum_around(graph: Graph, value: Value, axis: int) -> Ways:
         if producer is None:
             raise Stays(f"it is an input of {graph.function.name}")
         _gather(ways, waiting, graph, producer, here, at)
-    ways.norms = list(dict.fromkeys(ways.norms))
     return ways
 
 

@@ -91,26 +91,22 @@ class RotationFusion(Pass):
         if not chosen:
             return PassResult(module, 0, refusals=tuple(dict.fromkeys(refusals)))
         changes: dict[str, list[Change]] = {}
-        for number, space in enumerate(chosen):
+        generator = torch.Generator().manual_seed(context.seed)
+        for space in chosen:
             assert isinstance(space.size, int)
-            rotation = Rotation(self.kind, space.size, hash_of(context.seed, number))
+            rotation = Rotation(self.kind, space.size, int(torch.randint(1 << 62, (), generator=generator)))
             for name in dict.fromkeys(name for name, _ in space.parameters):
                 changes.setdefault(name, []).append(_change(found, space, rotation, name))
         params = [changed(module.params[name], name, tuple(of)) for name, of in changes.items()]
         rotated = {space.atom for space in chosen}
         correspondence: dict[str, Correspondence] = {}
         for name, function in module.functions.items():
-            touched = (v for v in _values(function) if rotated.isdisjoint(_atoms_of(found, v)))
-            correspondence[name] = {v: v for v in touched}
+            untouched = (v for v in _values(function) if rotated.isdisjoint(_atoms_of(found, v)))
+            correspondence[name] = {v: v for v in untouched}
         return PassResult(
             module.with_params(params), len(chosen), correspondence, tuple(dict.fromkeys(refusals)),
             {"spaces rotated": len(chosen), "parameters rotated": len(params)},
         )  # fmt: skip
-
-
-def hash_of(seed: int, number: int) -> int:
-    """A seed for the number-th thing that is drawn."""
-    return (seed * 1_000_003 + number) % (1 << 62)
 
 
 def _change(spaces: Spaces, space: Space, rotation: Rotation, name: str) -> Change:

@@ -24,6 +24,8 @@ WIDE_FIELDS = 4
 """Bytes of so many fields have codes of several register tiles of columns, for each of which there is code."""
 LONG_GROUP = 128
 """Elements whose products are a loop and not unrolled."""
+ENOUGH_PANELS = 16
+"""Of one layer, for several threads to have even shares."""
 UNPACKED_BYTES = 1 << 17
 """Of unpacked weights in one task, unless a single panel has more: they should stay in a core's own cache."""
 
@@ -174,7 +176,12 @@ def configurations(
         # all their requests at the beginning: those of wide panels would be more than a core can have under way.
         widths = (8, 4, 2) if encoding.group >= LONG_GROUP else ()
         panel = next(
-            (n for n in widths if out_features % (n * tile.lanes) == 0 and out_features >= 16 * n * tile.lanes), 1
+            (
+                n
+                for n in widths
+                if out_features % (n * tile.lanes) == 0 and out_features >= ENOUGH_PANELS * n * tile.lanes
+            ),
+            1,
         )
     return [
         LowBitLinear(

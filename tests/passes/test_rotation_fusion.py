@@ -33,9 +33,8 @@ ROTATED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.nightly if n in ("opt", "qwen3") else pytest.mark.full) for n in ROTATED]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", ROTATED)
 def test_the_spaces_of_architectures(name: str, tmp_path: Path) -> None:
     module = planish.trace(save_random_model(name, tmp_path), check=False).module
     # Folding is held to its contract by its own tests.

@@ -62,12 +62,12 @@ def _tier(tile: Int8Tile) -> Any:
 
 
 def _marks(tile: Int8Tile, problem: Problem) -> Any:
-    """Pairs and signed weights with the other encodings are run by Arm's full tests, and here by the nightly ones."""
+    """Pairs with the other encodings are run by Arm's full tests, and here by the nightly ones."""
     if tile == SIGNED:
-        return full if problem == UNCUT else nightly
+        return () if problem == UNCUT else full
     if problem in OTHERS:
         return nightly if tile in PAIRS else full
-    return () if tile == DOTS[0] else _tier(tile)
+    return () if tile in QUICK else _tier(tile)
 
 
 def _by(problems: Sequence[Problem], tiles: Sequence[Int8Tile]) -> list[Any]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
@@ -25,7 +25,6 @@ MACHINES = {"unsigned": (False, True), "signed": (True, True), "by field": (Fals
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("encoding", CODES, ids=str)
-@settings(max_examples=12, deadline=None)
 @given(bundles=st.integers(1, 2), seed=st.integers(0, 2**31), extreme=st.booleans())
 def test_sums_are_those_of_levels(encoding: Grouped, machine: str, bundles: int, seed: int, extreme: bool) -> None:
     flipped, whole_bytes = MACHINES[machine]
