@@ -47,14 +47,17 @@ def compile_kernels(folder: Path, arch: str) -> None:
     from planish.targets.cuda.target import CudaTarget
 
     target = CudaTarget.named(arch)
-    functions, weights = {}, dict[str, tuple[int, ...]]()
+    functions, weights = {}, dict[str, dict[str, Any]]()
     with speaking(target.dialect):
         for outs, ins in SHAPES:
             for group in GROUPS:
-                layout = BlockInt4Layout(outs, ins, group, "float16")
+                config = configure(BlockInt4Layout(outs, ins, group, "float16"), False, target.blocks)
                 name = kernel_name(outs, ins, group)
-                functions[name] = linear_int4(configure(layout, False, target.blocks)).with_attr("global_symbol", name)
-                weights[name] = *layout.shape, layout.value_bytes
+                functions[name] = linear_int4(config).with_attr("global_symbol", name)
+                layout = config.layout
+                weights[name] = {
+                    "shape": layout.shape, "value_bytes": layout.value_bytes, "units_start": layout.units_start
+                }  # fmt: skip
     with target.compiling():
         library = tvm.compile(tvm.IRModule(functions), target.tvm_target(), tir_pipeline=target.kernel_passes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,12 +179,9 @@ def run(folder: Path) -> None:
     for outs, ins in SHAPES:
         for group in GROUPS:
             name = kernel_name(outs, ins, group)
-            kernel, (chunks, chunk_bytes, value_bytes) = library[name], shapes[name]
-            size = chunks * chunk_bytes
-            ours = [_random((chunks, chunk_bytes), 256) for _ in range(COLD_BYTES // size + 1)]
-            for weight in ours:
-                # Bytes below 0x3c keep random float16 scales finite and positive.
-                weight[:, value_bytes:] = _random((chunks, chunk_bytes - value_bytes), 0x3C)
+            kernel, layout = library[name], shapes[name]
+            size = math.prod(layout["shape"])
+            ours = [_weight(**layout) for _ in range(COLD_BYTES // size + 1)]
             dense = [torch.randn(outs, ins, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
             for rows in ROWS:
                 codes = torch.randint(-127, 128, (rows, ins), device="cuda").to(torch.int8)
@@ -206,6 +206,18 @@ def run(folder: Path) -> None:
 
 def _ours(kernel: Any, codes: Any, scale: Any, weights: list[Any], y: Any, call: int) -> None:
     kernel(codes, scale, weights[call % len(weights)], y)
+
+
+def _weight(shape: Sequence[int], value_bytes: int, units_start: int) -> Any:
+    """A packed weight of random values, with random float16 scales from 2^-7 to 2^-5: whole in units of 2^-17."""
+    import torch
+
+    weight = _random(shape, 256)
+    scales = torch.rand(shape[0], (shape[1] - value_bytes) // 2, device="cuda") * (2**-5 - 2**-7) + 2**-7
+    weight[:, value_bytes:] = scales.half().view(torch.uint8)
+    behind = weight.view(-1)[units_start:]
+    behind[:] = torch.full((len(behind) // 4,), 2.0**-17, device="cuda").view(torch.uint8)
+    return weight
 
 
 def _check(kernel: Any, codes: Any, scale: Any, weight: Any, y: Any) -> None:

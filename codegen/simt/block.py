@@ -81,6 +81,18 @@ class Block(ABC):
         """The same for the threads of each warp alone."""
 
     @abstractmethod
+    def gate(self) -> Any:
+        """A barrier in two parts; before it is used, there has to be a `barrier`."""
+
+    @abstractmethod
+    def arrive(self, gate: Any) -> None:
+        """Every thread says that it is done with what others wait for, and goes on."""
+
+    @abstractmethod
+    def pass_gate(self, gate: Any, turn: Expr) -> None:
+        """Wait until every thread has arrived `turn` + 1 times and what they wrote can be read; none arrives again before."""
+
+    @abstractmethod
     def wait_for_inputs(self) -> None:
         """In a kernel launched `early`: what follows may read what other kernels wrote; what stands before it, only what
         none writes, such as weights."""
@@ -92,6 +104,15 @@ class Block(ABC):
     @abstractmethod
     def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
         """Within a phase: ``sums[at] += a . b``, words (uint32) of four int8 each and an int32, exactly. (PTX: dp4a.)"""
+
+    @abstractmethod
+    def bytes_of_two(self, first: Expr, second: Expr, places: tuple[int, int, int, int]) -> Expr:
+        """Within a phase: the word of four of the eight bytes of two words (uint32), each by its place. (PTX: prmt.)"""
+
+    @abstractmethod
+    def fields_times(self, word: Expr, times: Expr, more: Expr) -> Expr:
+        """Within a phase: ``f times + more``, where the halves of f are 8 more than the lowest 4 bits of those of `word`, in
+        two's complement."""
 
     @abstractmethod
     def products_s8(
@@ -116,8 +137,10 @@ class Block(ABC):
         place: Expr,
         beyond: int = 0,
         fresh: bool = False,
+        positive: bool = False,
     ) -> None:
         """Begin ``D += A B``, or ``D = A B`` when `fresh`, of 128 threads in a row: A int8 [64, 32], B int8 [32, columns].
+        With `positive`, A is uint8.
 
         Warp w of the four holds in a[a_at ... a_at + 3] rows 16 w ... of A as in `products_s8`, and in
         sums[at + 4 c ... at + 4 c + 3] (int32) columns 8 c ... of the same rows. Column j of B is the line of 128 bytes at
@@ -136,7 +159,10 @@ class Block(ABC):
 
     @abstractmethod
     def group_wait(self, sets: int, sums: Registers, at: int, count: int) -> None:
-        """Wait for all group products but those of the last `sets` sets; the `count` sums from `at` on can be read then."""
+        """Wait for all group products but those of the last `sets` sets; the `count` sums from `at` on can be read then.
+
+        Where none is read, none may be named: an instruction on sums in use would end the overlap.
+        """
 
     @abstractmethod
     def share(self) -> None:

@@ -75,6 +75,15 @@ class SerialBlock(Block):
     def warp_barrier(self) -> None:
         pass
 
+    def gate(self) -> Any:
+        return self.shared("gate", 1, "uint64")
+
+    def arrive(self, gate: Any) -> None:
+        pass
+
+    def pass_gate(self, gate: Any, turn: Expr) -> None:
+        pass
+
     def wait_for_inputs(self) -> None:
         pass
 
@@ -87,6 +96,17 @@ class SerialBlock(Block):
         a, b = hold(a), hold(b)
         with T.serial(T.int32(4)) as part:
             sums[at] = sums[at] + _byte(a, part) * _byte(b, part)
+
+    def bytes_of_two(self, first: Expr, second: Expr, places: tuple[int, int, int, int]) -> Expr:
+        words, word = (hold(first), hold(second)), T.uint32(0)
+        for number, place in enumerate(places):
+            byte = T.bitwise_and(T.shift_right(words[place // 4], T.uint32(place % 4 * 8)), T.uint32(255))
+            word = T.bitwise_or(word, T.shift_left(byte, T.uint32(8 * number)))
+        return word
+
+    def fields_times(self, word: Expr, times: Expr, more: Expr) -> Expr:
+        fields = T.bitwise_xor(T.bitwise_and(word, T.uint32(0x000F000F)), T.uint32(0x00080008))
+        return fields * times + more
 
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
@@ -120,6 +140,7 @@ class SerialBlock(Block):
         place: Expr,
         beyond: int = 0,
         fresh: bool = False,
+        positive: bool = False,
     ) -> None:
         assert isinstance(sums, _Registers) and isinstance(a, _Registers)
         left, total = a.buffer, sums.buffer
@@ -132,6 +153,8 @@ class SerialBlock(Block):
             with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
                 word = left[(row_lane + quarter) * a.size + a_at + 2 * half + number % 4 // 2]
                 weight = _byte(word, part)
+                if positive:
+                    weight = T.bitwise_and(weight, T.int32(255))
                 line = T.cast(place, "int32") + beyond + column * 128 + 16 * half + 4 * quarter + part
                 byte = T.bitwise_xor(line, T.shift_left(T.bitwise_and(T.shift_right(line, 7), 7), 4))
                 T.buffer_store(total, total[of_thread] + weight * T.cast(shared[byte], "int32"), [of_thread])

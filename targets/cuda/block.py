@@ -23,6 +23,34 @@ def device_call(name: str, source: str, *arguments: Expr, result: str = "void") 
     return T.cuda.func_call(full, *arguments, source_code=source.replace("NAME", full).strip(), return_type=result)
 
 
+_BYTES_OF_TWO = """
+__device__ __forceinline__ unsigned NAME(unsigned a, unsigned b, unsigned places) { return __byte_perm(a, b, places); }"""
+# One instruction has room for one constant; apart, they would be two.
+_FIELDS_TIMES = """
+__device__ __forceinline__ unsigned NAME(unsigned word, unsigned times, unsigned more) {
+  unsigned fields, result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(fields) : "r"(word), "r"(0x000f000fu), "r"(0x00080008u));
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(fields), "r"(times), "r"(more));
+  return result;
+}"""
+_MAKE_GATE = """
+__device__ __forceinline__ void NAME(void* gate, int threads) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(gate);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(at), "r"(threads) : "memory");
+}"""
+_ARRIVE = """
+__device__ __forceinline__ void NAME(void* gate) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(gate);
+  asm volatile("{\\n.reg .b64 state;\\nmbarrier.arrive.shared::cta.b64 state, [%0];\\n}" :: "r"(at) : "memory");
+}"""
+_PASS_GATE = """
+__device__ __forceinline__ void NAME(void* gate, int parity) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(gate), passed;
+  do {
+    asm volatile("{\\n.reg .pred p;\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\\nselp.u32 %0, 1, 0, p;\\n}"
+        : "=r"(passed) : "r"(at), "r"(parity) : "memory");
+  } while (!passed);
+}"""
 _DOT_S8 = "__device__ __forceinline__ int NAME(unsigned a, unsigned b, int c) { return __dp4a((int)a, (int)b, c); }"
 
 
@@ -74,7 +102,7 @@ def wait_for_previous() -> Expr:
     return device_call("wait_for_previous", plain("griddepcontrol.wait;"))
 
 
-def _group_products(columns: int, fresh: bool) -> str:
+def _group_products(columns: int, fresh: bool, positive: bool) -> str:
     """The descriptor of B: lines of 128 bytes with exchanged pieces (1 << 62), eight of them 1024 bytes apart (64 << 32)."""
     count = columns // 2
     sums = ",".join(f"%{n}" for n in range(count))
@@ -86,7 +114,7 @@ __device__ __forceinline__ void NAME(int* d, const unsigned* a, const void* b, i
   unsigned long long first = (unsigned long long)((at & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
   unsigned long long described = first + (beyond >> 4);
   asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, {int(not fresh)}, 0;\\n"
-      "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.s8.s8 {{{sums}}}, {{{a}}}, %{count + 4}, p;\\n}}"
+      "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.{"us"[not positive]}8.s8 {{{sums}}}, {{{a}}}, %{count + 4}, p;\\n}}"
       : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(described));
 }}"""
 
@@ -181,6 +209,18 @@ class CudaBlock(Block):
     def warp_barrier(self) -> None:
         T.evaluate(T.cuda.warp_sync())
 
+    def gate(self) -> Any:
+        gate = self.shared("gate", 1, "uint64")
+        with T.If(T.cast(self._thread, "int32") == 0), T.Then():
+            T.evaluate(device_call("make_gate", _MAKE_GATE, T.address_of(gate[0]), T.int32(self.threads)))
+        return gate
+
+    def arrive(self, gate: Any) -> None:
+        T.evaluate(device_call("arrive", _ARRIVE, T.address_of(gate[0])))
+
+    def pass_gate(self, gate: Any, turn: Expr) -> None:
+        T.evaluate(device_call("pass_gate", _PASS_GATE, T.address_of(gate[0]), T.cast(turn % 2, "int32")))
+
     def wait_for_inputs(self) -> None:
         if self._overlaps:
             T.evaluate(wait_for_previous())
@@ -194,6 +234,13 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
 
     def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
         sums[at] = device_call("dot_s8", _DOT_S8, a, b, sums[at], result="int32")
+
+    def bytes_of_two(self, first: Expr, second: Expr, places: tuple[int, int, int, int]) -> Expr:
+        selector = T.uint32(sum(place << 4 * number for number, place in enumerate(places)))
+        return device_call("bytes_of_two", _BYTES_OF_TWO, first, second, selector, result="uint32")
+
+    def fields_times(self, word: Expr, times: Expr, more: Expr) -> Expr:
+        return device_call("fields_times", _FIELDS_TIMES, word, times, more, result="uint32")
 
     def products_s8(
         self, sums: Registers, at: int, a: Registers, a_at: int, b: Registers, b_at: int, fresh: bool = False
@@ -212,9 +259,11 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
         place: Expr,
         beyond: int = 0,
         fresh: bool = False,
+        positive: bool = False,
     ) -> None:
-        name, line = f"group_products_s8_{columns}{'_fresh' if fresh else ''}", T.address_of(shared[place])
-        text = _group_products(columns, fresh)
+        kind = f"{'_fresh' if fresh else ''}{'_positive' if positive else ''}"
+        name, line = f"group_products_s8_{columns}{kind}", T.address_of(shared[place])
+        text = _group_products(columns, fresh, positive)
         T.evaluate(device_call(name, text, _address(sums, at), _address(a, a_at), line, T.int32(beyond)))
 
     def group_start(self) -> None:

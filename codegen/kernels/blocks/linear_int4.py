@@ -7,12 +7,14 @@ group are exact; each group's sum, as a float, is scaled and added in float32.
 Few rows (`linear_int4_few.py`): the warps of a block share the chunks of a panel and add up at the end, in the order of the
 warps; each lane keeps the loads of several chunks in flight, since memory is all that is waited for. Many rows
 (`linear_int4_tile.py`; `linear_int4_many.py`, and `linear_int4_groups.py` where warps multiply in groups): a block takes 8
-panels and up to 256 rows, which pass through shared memory in several stages.
+panels and up to 256 rows, which pass through shared memory in several stages. More than 64 rows by short groups
+(`linear_int4_planes.py`): products are of the scaled weight, in two bytes.
 """
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 from tvm.tirx.script import builder as T
@@ -22,10 +24,9 @@ from planish.codegen.kernels.blocks.linear_int4_few import FewRows
 from planish.codegen.kernels.blocks.linear_int4_groups import GroupRows
 from planish.codegen.kernels.blocks.linear_int4_layer import BlockLinearInt4, Layer
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
+from planish.codegen.kernels.blocks.linear_int4_planes import PlaneRows
+from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
 from planish.codegen.tiles.float import Expr
-
-BESIDES = 2
-"""What a block for many rows does besides its products, in the time of 8 rows: it unpacks the weight."""
 
 
 def linear_int4(config: BlockLinearInt4) -> Any:
@@ -39,28 +40,39 @@ def linear_int4(config: BlockLinearInt4) -> Any:
 
         def from_few(number: int) -> None:
             if number == len(config.few):
-                from_many(0)
+                from_many()
                 return
             rows, tiles = config.few[number]
             few = FewRows(layer, tiles)
             emit.branch(layer.rows <= rows, few.emit, lambda: from_few(number + 1))
 
-        many = [(GroupRows if config.groups else ManyRows)(layer, tiles) for tiles in config.tiles]
-        costs = [_cost(config, tiles, *tile.grid) for tiles, tile in zip(config.tiles, many)]
-
-        def from_many(number: int) -> None:
-            later = costs[number + 1 :]
-            if not later:
-                many[number].emit()
-                return
-            least = reduce(T.And, [costs[number] <= cost for cost in later])
-            emit.branch(least, many[number].emit, lambda: from_many(number + 1))
+        def from_many() -> None:
+            kind = GroupRows if config.groups else ManyRows
+            scaled = partial(_least, config, [kind(layer, tiles) for tiles in config.tiles])
+            planes = partial(_least, config, [PlaneRows(layer, tiles) for tiles in config.planes])
+            emit.branch(layer.rows <= config.scaled if config.planes else True, scaled, planes)
 
         from_few(0)
 
     return emit.prim_func("linear_int4", body)
 
 
-def _cost(config: BlockLinearInt4, tiles: int, down: Expr, across: Expr) -> Expr:
-    """How long all blocks take, in the time of 8 rows of one: as many after another as multiprocessors leave over."""
-    return emit.ceil_div(down * across, config.multiprocessors) * (tiles + BESIDES)
+def _least(config: BlockLinearInt4, tiles: Sequence[RowTile]) -> None:
+    """The tile whose blocks take the least time."""
+    costs = [_cost(config, tile) for tile in tiles]
+
+    def choose(number: int) -> None:
+        later = costs[number + 1 :]
+        if not later:
+            tiles[number].emit()
+            return
+        least = reduce(T.And, [costs[number] <= cost for cost in later])
+        emit.branch(least, tiles[number].emit, lambda: choose(number + 1))
+
+    choose(0)
+
+
+def _cost(config: BlockLinearInt4, tile: RowTile) -> Expr:
+    """How long all blocks take: as many after another as multiprocessors leave over."""
+    down, across = tile.grid
+    return emit.ceil_div(down * across, config.multiprocessors) * tile.cost

@@ -7,6 +7,7 @@ and two sets of dots take turns: while a group scales and adds the dots of one p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tvm.tirx.script import builder as T
@@ -24,6 +25,31 @@ PART = 64
 """Rows of a part at most. Two sets of dots and the sums of 256 rows fill a thread's registers."""
 
 
+def exchanged(line: Expr, number: Expr) -> Expr:
+    """Where piece `number` of a line lies: pieces of a line are exchanged, as group products want them."""
+    return line * LINE + T.bitwise_xor(number, line % (LINE // VECTOR)) * VECTOR
+
+
+def store_lanes(layer: Layer, block: Block, thread: Expr, rows: int, result: Callable[[int, Expr, Expr], None]) -> None:
+    """``result(sum's number, row, column)`` for all sums inside of y of a block of 8 panels and `rows` rows, where lane
+    4 g + r of warp w has, of every 8 rows, rows 2 r and 2 r + 1 of output feature g of panel w, then of feature g + 8."""
+    layout, lane = layer.layout, thread % WARP
+    panel = block.index[1] * MANY_PANELS + T.cast(thread // WARP, "int64")
+    column = emit.bind("column", panel * PANEL + T.cast(lane // 4, "int64"))
+    row = emit.bind("row", block.index[0] * rows + T.cast(lane % 4 * 2, "int64"))
+
+    def store(guarded: bool) -> None:
+        for number in range(rows // 2):
+            at = row + (number // 4 * COLUMNS + number % 2), column + number % 4 // 2 * 8
+            inside = T.And(at[0] < layer.rows, at[1] < layout.out_features) if guarded else True
+            emit.branch(inside, partial(result, number, *at))
+
+    inside = (block.index[0] + 1) * rows <= layer.rows
+    if layout.panels % MANY_PANELS or layout.out_features % PANEL:
+        inside = T.And(inside, (block.index[1] + 1) * (MANY_PANELS * PANEL) <= layout.out_features)
+    emit.branch(inside, partial(store, False), partial(store, True))
+
+
 class GroupRows(RowTile):
     """The kernel of one layer with `tiles` times 8 rows to a block; a chunk must fill a line."""
 
@@ -36,8 +62,7 @@ class GroupRows(RowTile):
         self.steps = self.layout.segments * self.parts
 
     def piece(self, line: Expr, number: Expr) -> Expr:
-        """Pieces of a line are exchanged, as group products want them."""
-        return line * LINE + T.bitwise_xor(number, line % (LINE // VECTOR)) * VECTOR
+        return exchanged(line, number)
 
     def tile(self, block: Block) -> None:
         layout, stages = self.layout, self.stages
@@ -71,7 +96,7 @@ class GroupRows(RowTile):
                 with block.phase():
                     self._add(number, dots)
         with block.phase() as thread:
-            self._store(block, thread)
+            store_lanes(self.layer, block, thread, self.rows, lambda n, *place: self.layer.result(self.sums[n], *place))
 
     def _multiply(self, block: Block, codes: Expr, number: int) -> None:
         """Begin the products of a step."""
@@ -118,22 +143,3 @@ class GroupRows(RowTile):
         for product in range(products):
             words = 2 * (segment * products + product)
             self.layer.unpack(self.operand, 4 * (segment % 2 * products + product), self.words, words)
-
-    def _store(self, block: Block, thread: Expr) -> None:
-        layer, lane = self.layer, thread % WARP
-        panel = block.index[1] * MANY_PANELS + T.cast(thread // WARP, "int64")
-        column = emit.bind("column", panel * PANEL + T.cast(lane // 4, "int64"))
-        row = emit.bind("row", block.index[0] * self.rows + T.cast(lane % 4 * 2, "int64"))
-
-        def store(guarded: bool) -> None:
-            for tile in range(self.rows // COLUMNS):
-                for number in range(4):
-                    at = row + (tile * COLUMNS + number % 2), column + number // 2 * 8
-                    value = self.sums[4 * tile + number]
-                    inside = T.And(at[0] < layer.rows, at[1] < self.layout.out_features) if guarded else True
-                    emit.branch(inside, partial(layer.result, value, *at))
-
-        inside = (block.index[0] + 1) * self.rows <= layer.rows
-        if self.layout.panels % MANY_PANELS or self.layout.out_features % PANEL:
-            inside = T.And(inside, (block.index[1] + 1) * (MANY_PANELS * PANEL) <= self.layout.out_features)
-        emit.branch(inside, partial(store, False), partial(store, True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -11,9 +11,9 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_packing import CHUNKS, BlockInt4Layout
+from planish.codegen.kernels.blocks.linear_int4_packing import CHUNKS, UNIT_BYTES, BlockInt4Layout
 from planish.codegen.pointwise.dtypes import loaded
-from planish.codegen.simt.block import WARP, Registers
+from planish.codegen.simt.block import WARP, Block, Registers
 from planish.codegen.target import BlockLimits
 from planish.codegen.tiles.float import Expr
 
@@ -23,6 +23,8 @@ VECTOR = 16
 """Bytes of one asynchronous copy."""
 PADDING = 16
 """Bytes behind each row of codes in shared memory, so that the eight rows of a matrix lie in different banks."""
+LARGEST_SUM = (2**31 - 1) // (255 * 127)
+"""Input features whose products of a byte and a code add up in int32."""
 MANY_PANELS = 8
 """Panels of a block for many rows."""
 SHIFTED = 16
@@ -40,6 +42,8 @@ class BlockLinearInt4:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: kernels for few rows: (up to so many, in rising order, times 8 rows to a block).
         tiles: times 8 rows of a block for many rows, in falling order: the one whose blocks take the least time.
+        planes: the same as `tiles` for more than `scaled` rows, with scales in the weight; none if that is not faster.
+        scaled: rows up to which each group's sums are scaled.
         groups: whether warps multiply in groups.
         stages: chunks in shared memory at a time, as far as they fit.
         shared_bytes: shared memory of a block.
@@ -52,6 +56,8 @@ class BlockLinearInt4:
     depth: int = 4
     few: tuple[tuple[int, int], ...] = ((8, 1), (16, 2), (64, 4))
     tiles: tuple[int, ...] = (16, 8)
+    planes: tuple[int, ...] = ()
+    scaled: int = 64
     groups: bool = False
     stages: int = 4
     shared_bytes: int = 96 << 10
@@ -61,16 +67,19 @@ class BlockLinearInt4:
 def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> BlockLinearInt4:
     """The kernel for a layer on a machine."""
     groups = limits.group_products and layout.chunk == CHUNKS[0]
+    # Short groups: there are more sums to scale than tensor cores let pass.
+    planes = groups and layout.segments > 1 and layout.in_features <= LARGEST_SUM
     # Tiles of many rows keep the machine busy from few rows on where the layer is wide.
     wide = layout.panels >= MANY_PANELS * limits.multiprocessors // 2
     warps = next(w for w in ((4, 2, 1) if wide else (8, 4, 2, 1)) if w == 1 or layout.chunks >= 2 * w)
     return BlockLinearInt4(
-        layout,
+        replace(layout, units=planes),
         bias,
         warps=warps,
         depth=min(4, -(-layout.chunks // warps)),
         few=((2, 1),) if wide and groups else ((8, 1), (16, 2)) if wide else ((8, 1), (64, 4)),
-        tiles=(32, 16, 8, 4, 2) if groups else (16, 8),
+        tiles=(8, 4, 2) if planes else (32, 16, 8, 4, 2) if groups else (16, 8),
+        planes=(22, 16, 8) if planes else (),
         stages=6 if groups else 4,
         shared_bytes=limits.shared_bytes,
         groups=groups,
@@ -96,11 +105,13 @@ class Layer:
         """Words that hold the scales of two rows."""
         return 2 if self.layout.scale_dtype == "float32" else 1
 
-    def load_weights(self, read: Read, words: Registers, at: int, lane: Expr) -> None:
-        """A lane's words of a chunk; `read(words, at, count, byte)` loads from a place of the chunk."""
+    def load_weights(self, read: Read, words: Registers, at: int, lane: Expr, half: int | None = None) -> None:
+        """A lane's words of a chunk, or of one half of it; `read(words, at, count, byte)` loads from a place of the chunk."""
         size = self.layout.vector_words
-        for vector in range(self.layout.lane_words // size):
-            read(words, at + vector * size, size, (vector * WARP + lane) * (4 * size))
+        count = self.layout.lane_words // size
+        first, count = (0, count) if half is None else (half * count // 2, count // 2)
+        for vector in range(count):
+            read(words, at + vector * size, size, ((first + vector) * WARP + lane) * (4 * size))
 
     def load_scales(self, read: Read, words: Registers, at: int, lane: Expr) -> None:
         """For each segment the scales of the lane's two rows, as stored."""
@@ -132,8 +143,14 @@ class Layer:
             dot = T.cast(dots[first + number], "float32")
             sums[at + number] = math.fma(dot, scales[number // 2], sums[at + number])
 
-    def result(self, total: Expr, row: Expr, column: Expr) -> None:
-        """Emit the store of one element from its sum, SHIFTED times too large."""
-        value, scale = total * T.float32(1 / SHIFTED), self.x_scale[row, 0]
+    def load_unit(self, block: Block, words: Registers, feature: Expr) -> None:
+        """The unit of an output feature, as the bits of a float32."""
+        place = emit.bind("unit_byte", self.layout.units_start + feature * UNIT_BYTES)
+        size = self.layout.chunk_bytes
+        block.load_vector(words, 0, 1, self.weight, (place // size, place % size), keep=True)
+
+    def result(self, total: Expr, row: Expr, column: Expr, unit: Expr | None = None) -> None:
+        """Emit the store of one element from its sum, which counts in `unit`, or in 1 / SHIFTED."""
+        value, scale = total * (T.float32(1 / SHIFTED) if unit is None else unit), self.x_scale[row, 0]
         value = value * scale if self.bias is None else math.fma(value, scale, self.bias[column])
         T.buffer_store(self.y, value, [row, column])

@@ -8,7 +8,9 @@ a chunk that shares scales. For a chunk, with t = 4 g + r:
         high four bits:  the same feature of row g + 8
     segment s:  row g < 8:  the scales of rows g and g + 8
 
-A shift or a mask leaves 16 q in each byte of an operand.
+A shift or a mask leaves 16 q in each byte of an operand. Behind all chunks there may be, for each output feature, the unit
+that its scales are counted in where they go into the weight: a power of two as float32, of which its largest scale has from
+2048 to 4096.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ ZEROS = 0x88
 PANEL, PRODUCT = 16, 32
 """Output and input features of one product."""
 CHUNKS = (128, 64, 32)
+UNIT_BYTES = 4
+"""Bytes of a unit."""
+UNIT_BITS = 11
+"""The largest scale has so many bits, and one more, in units."""
+EXPONENTS = -126, 126
+"""Exponents of units: one by a unit has to be a float32 too."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,14 @@ class BlockInt4Layout:
         out_features, in_features: N and K.
         group: input features that share a scale.
         scale_dtype: float32, float16 or bfloat16.
+        units: whether the units of the output features follow.
     """
 
     out_features: int
     in_features: int
     group: int
     scale_dtype: str
+    units: bool = False
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in SCALE_BYTES:
@@ -101,9 +111,15 @@ class BlockInt4Layout:
         return self.in_features // self.chunk
 
     @property
+    def units_start(self) -> int:
+        """The byte at which units begin."""
+        return self.panels * self.chunks * self.chunk_bytes
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """(panels * chunks, bytes of a chunk)."""
-        return self.panels * self.chunks, self.chunk_bytes
+        """(panels * chunks, and as many more as units fill; bytes of a chunk)."""
+        units = self.panels * PANEL * UNIT_BYTES if self.units else 0
+        return self.panels * self.chunks + -(-units // self.chunk_bytes), self.chunk_bytes
 
     def pack(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Pack ``values`` uint8 (N, K / 2), the code q + 8 of an even feature in the low bits, and ``scales`` (N, K / group).
@@ -119,10 +135,24 @@ class BlockInt4Layout:
         pairs = codes[:, 0] | codes[:, 1] << 4
         # [panel, g, chunk, product, h, r, b] to [panel, chunk, vector, g, r, product of it, h, b]
         pairs = pairs.unflatten(3, (-1, self.vector_words // 2)).permute(0, 2, 3, 1, 6, 4, 5, 7)
-        packed = torch.empty((self.panels, self.chunks, self.chunk_bytes), dtype=torch.uint8)
+        result = torch.zeros(self.shape, dtype=torch.uint8)
+        packed = result[: self.panels * self.chunks].view(self.panels, self.chunks, self.chunk_bytes)
         packed[..., : self.value_bytes] = pairs.reshape(self.panels, self.chunks, -1)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, padding))
+        if self.units:
+            units = units_of(scales).view(torch.uint8)
+            result.view(-1)[self.units_start : self.units_start + len(units)] = units
         scales = scales.repeat_interleave(self.group // self.segment, dim=1)
         scales = scales.reshape(self.panels, 2, 8, self.chunks, self.segments).permute(0, 3, 4, 2, 1)
         packed[..., self.value_bytes :] = scales.contiguous().view(torch.uint8).reshape(self.panels, self.chunks, -1)
-        return packed.reshape(self.shape)
+        return result
+
+
+def units_of(scales: torch.Tensor) -> torch.Tensor:
+    """The unit of each row of ``scales`` (N, groups): float32 (N,), NaN where a scale is no finite number."""
+    largest = scales.double().abs().amax(1)
+    # A little more, so that none is rounded up to 4096: with -8, a negative one would leave 16 bits.
+    _, exponents = torch.frexp(largest * (1 + 2.0 ** -(UNIT_BITS + 1)))
+    units = torch.ldexp(torch.ones(len(scales)), (exponents - 1 - UNIT_BITS).clamp(*EXPONENTS))
+    # In units every scale is a number: only the unit can show that one is not.
+    return torch.where(largest.isfinite(), units, torch.nan)

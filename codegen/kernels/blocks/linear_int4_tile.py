@@ -1,4 +1,4 @@
-"""What both schedules of the 4-bit linear layer for many rows share: a tile of 8 panels and some rows to a block.
+"""What the schedules of the 4-bit linear layer for many rows share: a tile of 8 panels and some rows to a block.
 
 Chunks of the packed weight and of the codes pass through shared memory in several stages, so that what is on its way needs
 no registers: while the products of one chunk are formed, the next few come.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import ClassVar
 
 from tvm.tirx.script import builder as T
 
@@ -16,9 +17,18 @@ from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
+BESIDES = 2
+"""What a block does besides its products, in the time of 8 rows: it unpacks the weight."""
+
 
 class RowTile(ABC):
-    """A tile of `tiles` times 8 rows; in shared memory a row's codes begin `stride` bytes behind those of the row before."""
+    """A tile of `tiles` times 8 rows; in shared memory a row's codes begin `stride` bytes behind those of the row before.
+
+    Attributes:
+        beside_bytes: shared memory beside the stages.
+    """
+
+    beside_bytes: ClassVar[int] = 0
 
     def __init__(self, layer: Layer, tiles: int, stride: int) -> None:
         self.layer, self.config, self.layout, self.stride = layer, layer.config, layer.config.layout, stride
@@ -26,7 +36,14 @@ class RowTile(ABC):
         self.codes_bytes, self.weight_bytes = self.rows * stride, MANY_PANELS * self.layout.chunk_bytes
         self.scale_words = layer.scale_words * self.layout.segments
         stage = rounded_bytes(self.codes_bytes, "int8") + rounded_bytes(self.weight_bytes, "uint8")
-        self.stages = min(self.config.stages, self.config.shared_bytes // stage)
+        self.stages = min(self.config.stages, (self.config.shared_bytes - self.beside_bytes) // stage)
+        self.ahead = self.stages - 1
+        """How many chunks are asked for before they are needed."""
+
+    @property
+    def cost(self) -> int:
+        """How long a block takes, in the time of the products of 8 rows."""
+        return self.rows // COLUMNS + BESIDES
 
     @property
     def grid(self) -> tuple[Expr, Expr]:
@@ -36,7 +53,7 @@ class RowTile(ABC):
     def emit(self) -> None:
         stages = self.stages
         shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
-        emit.launch(self.grid, self.threads, self.tile, shared)
+        emit.launch(self.grid, self.threads, self.tile, shared + self.beside_bytes)
 
     @abstractmethod
     def tile(self, block: Block) -> None:
@@ -51,21 +68,21 @@ class RowTile(ABC):
         self.shared_codes = block.shared("codes", self.stages * self.codes_bytes, "int8")
         self.shared_weight = block.shared("weight", self.stages * self.weight_bytes, "uint8")
 
-    def begin(self, block: Block, sums: Registers) -> None:
+    def begin(self, block: Block, *sums: Registers) -> None:
         """Clear the sums, and ask for the first chunks."""
         with block.phase():
-            for number in range(sums.size):
-                sums[number] = T.float32(0)
-        for stage in range(self.stages - 1):
+            for each in sums:
+                for number in range(each.size):
+                    each[number] = T.cast(T.int32(0), each.dtype)
+        for stage in range(self.ahead):
             if stage < self.layout.chunks:
                 self._copy(block, emit.index(stage), emit.index(stage))
             block.commit()
 
     def copy_ahead(self, block: Block, chunk: Expr) -> None:
-        """Ask for the chunk that takes the place of the one before this, once every thread is done with that."""
-        stages = self.stages
-        ahead = chunk + (stages - 1)
-        emit.branch(ahead < self.layout.chunks, lambda: self._copy(block, ahead, ahead % stages))
+        """Ask for a later chunk, which takes the place of one that every thread is done with."""
+        ahead = chunk + self.ahead
+        emit.branch(ahead < self.layout.chunks, lambda: self._copy(block, ahead, ahead % self.stages))
         block.commit()
 
     def _copy(self, block: Block, chunk: Expr, stage: Expr) -> None:
