@@ -14,6 +14,7 @@ PASSES: dict[str, str] = {
     "common-subexpressions": "planish.passes.common_subexpressions:CommonSubexpressions",
     "dead-code": "planish.passes.dead_code:DeadCode",
     "derive-programs": "planish.passes.derive_programs:DerivePrograms",
+    "equalize": "planish.passes.equalize:Equalize",
     "fold-batch-norm": "planish.passes.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "planish.passes.fold_constants:FoldConstants",
     "fold-norm-gains": "planish.passes.fold_norm_gains:FoldNormGains",

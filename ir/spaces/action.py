@@ -1,4 +1,7 @@
-"""How a matrix that acts on a space changes a tensor: on every axis whose term has the indices of the space."""
+"""What a space has of a tensor: how a matrix that acts on it changes the tensor, and how large its indices are there.
+
+Both go to every axis whose term has the indices of the space.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ def act(
     tensor: torch.Tensor, terms: Sequence[Term], atom: Atom, matrix: torch.Tensor, dual: bool = False
 ) -> torch.Tensor:
     """The tensor with a matrix [n, n], or with `dual` its inverse transposed, applied to all indices of an atom of size n.
+    A diagonal may be given as it is, [n].
 
     Args:
         tensor: of any shape.
         terms: of its axes.
     """
-    matrix = torch.linalg.inv(matrix).T if dual else matrix
+    if dual:
+        matrix = torch.linalg.inv(matrix).T if matrix.ndim == 2 else 1 / matrix
     for axis, term in enumerate(terms):
         if any(inner is atom for inner in atoms(term)):
             tensor = _act_on_axis(tensor, axis, term, atom, matrix)
@@ -43,10 +48,30 @@ def _act_on_axis(tensor: torch.Tensor, axis: int, term: Term, atom: Atom, matrix
 
 def _multiply(tensor: torch.Tensor, axis: int, matrix: torch.Tensor) -> torch.Tensor:
     """The product along one axis; what is no sum is none, so that NaN stays where it is and integers are exact."""
-    if torch.equal(matrix, torch.diag(matrix.diagonal())):
+    if matrix.ndim == 1 or torch.equal(matrix, torch.diag(matrix.diagonal())):
         shape = [-1 if n == axis else 1 for n in range(tensor.ndim)]
-        return tensor * matrix.diagonal().reshape(shape).to(tensor.dtype)
+        diagonal = matrix if matrix.ndim == 1 else matrix.diagonal()
+        return tensor * diagonal.reshape(shape).to(tensor.dtype)
     if bool((matrix.count_nonzero(1) == 1).all()) and bool((matrix.sum(1) == 1).all()):
         return tensor.index_select(axis, matrix.argmax(1))
     product: torch.Tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), ([axis], [1]))
     return product.movedim(-1, axis)
+
+
+def largest(tensor: torch.Tensor, terms: Sequence[Term], atom: Atom) -> torch.Tensor:
+    """The largest absolute value [n] of a tensor at each index of an atom of size n, wherever its terms have it."""
+    for axis, of_axis in enumerate(terms):
+        term = normal(of_axis)
+        if term is atom or all(inner is not atom for inner in atoms(term)):
+            continue
+        before, after = terms[:axis], terms[axis + 1 :]
+        if isinstance(term, Product):
+            sizes = [int(size(factor)) for factor in term.factors]  # type: ignore[call-overload]
+            return largest(tensor.unflatten(axis, sizes), [*before, *term.factors, *after], atom)
+        assert isinstance(term, Sum)
+        parts = zip(tensor.split([int(size(part)) for part in term.parts], axis), term.parts)  # type: ignore[call-overload]
+        inside = [(part, [*before, of_part, *after]) for part, of_part in parts]
+        inside = [(part, of) for part, of in inside if any(inner is atom for each in of for inner in atoms(each))]
+        return torch.stack([largest(part, of, atom) for part, of in inside]).amax(0)
+    places = (n for n, term in enumerate(terms) if normal(term) is atom)
+    return torch.stack([tensor.abs().movedim(n, 0).reshape(tensor.shape[n], -1).amax(1) for n in places]).amax(0)

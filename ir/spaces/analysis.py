@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, Value
 from planish.ir.spaces.laws import Equation, Family, Indexing, Law, Place, fresh
+from planish.ir.spaces.solutions import solutions
 from planish.ir.spaces.terms import Atom, Mismatch, Term, atoms, normal, unify
 from planish.ir.types import Dim, TensorType
 
@@ -49,6 +50,7 @@ class Space:
         sides: 1 for tensors on which a matrix acts as it is, -1 where it acts dually.
         limits: what allows no larger family.
         scales, signs: how many independent positive scales, and signs, may be given to each index.
+        equations: what exponents of positive scales obey, one equation a mapping from tensors to coefficients.
     """
 
     atom: Atom
@@ -58,6 +60,13 @@ class Space:
     limits: tuple[Limit, ...]
     scales: int
     signs: int
+    equations: tuple[Mapping[Tensor, int], ...]
+
+    def scalings(self) -> tuple[Mapping[Tensor, int], ...]:
+        """A basis of the scales: each the exponents, whole numbers without a common divisor, of the tensors it changes."""
+        if not self.scales:
+            return ()
+        return tuple(solutions(self.equations, list(dict.fromkeys(axis.tensor for axis in self.axes))))
 
     @property
     def size(self) -> Dim:
@@ -190,7 +199,7 @@ def _settle(reading: _Reading) -> Spaces:
         tensors = list(dict.fromkeys(axis.tensor for axis in where))
         scales, signs = systems[atom]
         free = (0, 0) if family == Family.FIXED else (_freedom(scales, tensors, 0), _freedom(signs, tensors, 2))
-        spaces[atom] = Space(atom, tuple(where), family, sides, kept, *free)
+        spaces[atom] = Space(atom, tuple(where), family, sides, kept, *free, tuple(scales))
     return Spaces(tuple(spaces.values()), reading.terms, spaces)
 
 

@@ -19,6 +19,8 @@ def _draw(choose: Chooser) -> Mapping[str, Any]:
 
 
 def _same_type(match: Match, graph: Graph) -> str | None:
+    if match["up"] not in match.operands():
+        return "what the activation gates is its own result"
     gate, up = match["gate"].type, match["up"].type
     return None if gate == up else f"gate {gate} and up {up} differ"
 

@@ -1,0 +1,47 @@
+"""The solutions of homogeneous linear equations with whole coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from math import gcd, lcm
+from typing import TypeVar
+
+Unknown = TypeVar("Unknown", bound=Hashable)
+
+
+def solutions(equations: Iterable[Mapping[Unknown, int]], unknowns: Sequence[Unknown]) -> Iterator[dict[Unknown, int]]:
+    """A basis: for every unknown that is free a solution in whole numbers without a common divisor, zeros left out."""
+    rows: dict[Unknown, dict[Unknown, Fraction]] = {}
+    for equation in equations:
+        row = {unknown: Fraction(c) for unknown, c in equation.items() if c}
+        for lead in [unknown for unknown in row if unknown in rows]:
+            _subtract(row, rows[lead], row[lead])
+        if not row:
+            continue
+        lead, first = next(iter(row.items()))
+        rows[lead] = {unknown: c / first for unknown, c in row.items()}
+        for other, of_other in rows.items():
+            if other != lead and lead in of_other:
+                _subtract(of_other, rows[lead], of_other[lead])
+    bound: dict[Unknown, dict[Unknown, Fraction]] = {}
+    for lead, row in rows.items():
+        for unknown, c in row.items():
+            if unknown != lead:
+                bound.setdefault(unknown, {})[lead] = -c
+    for free in unknowns:
+        if free in rows:
+            continue
+        solution = {free: Fraction(1), **bound.get(free, {})}
+        whole = lcm(*(c.denominator for c in solution.values()))
+        common = gcd(*(int(c * whole) for c in solution.values()))
+        yield {unknown: int(c * whole) // common for unknown, c in solution.items()}
+
+
+def _subtract(row: dict[Unknown, Fraction], other: Mapping[Unknown, Fraction], times: Fraction) -> None:
+    for unknown, c in other.items():
+        value = row.get(unknown, Fraction(0)) - times * c
+        if value:
+            row[unknown] = value
+        else:
+            row.pop(unknown, None)
