@@ -1,4 +1,4 @@
-"""How far two evaluations of a low-bit linear layer may be apart when they add up its groups in another order."""
+"""What a low-bit linear layer is exactly, and how far from it an evaluation in float32 may be, in any order of its groups."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from planish.codegen.target import BlockLimits
 from planish.ir import Grouped, Param
 
 
+def exact(weight: Param, bias: Param | None, x: torch.Tensor, x_scales: torch.Tensor) -> torch.Tensor:
+    """The layer's results [rows, output features] in float64, which holds every product and nearly every sum of them."""
+    result = x.double() @ weight.value().double().T * x_scales.double()
+    return result if bias is None else result + bias.value().double()
+
+
 def distance_allowed(
     weight: Param, bias: Param | None, x: torch.Tensor, x_scales: torch.Tensor, limits: BlockLimits | None = None
 ) -> torch.Tensor:
-    """The largest distance of each result, rows by output features: nothing where all scales of the weight are one.
+    """The largest distance of each result from `exact`: nothing where all scales are one and there is no bias.
 
     Integer sums are exact in any order. Of n groups, a term takes at most n + 3 roundings: by its scale, in n - 1 sums, by
-    the scale of the row, and two for the bias. Where a machine of these `limits` counts scales in units, each counts as
-    it is rounded to one.
+    the scale of the row, and two for the bias; where all scales of the weight are one, only the last three. Where a machine
+    of these `limits` counts scales in units, each counts as it is rounded to one. What float64 rounds is a thousandth of a
+    rounding more.
     """
     encoding, storage = weight.encoding, weight.storage()
     assert isinstance(encoding, Grouped)
     values, scales, group = weight.value().double(), storage["scales"].double(), encoding.group
     groups = x.shape[1] // group
     shape = groups, group
-    if bool((scales == 1).all()):
+    whole = bool((scales == 1).all())
+    if whole and bias is None and bool((x_scales == 1).all()):
         return torch.zeros(len(x), len(values), dtype=torch.float64)
     terms = torch.einsum("mgk,ngk->mng", x.double().unflatten(1, shape), values.unflatten(1, shape))
-    size = terms.abs().sum(-1)
+    size = terms.sum(-1).abs() if whole else terms.abs().sum(-1)
     moved = torch.zeros_like(size)
     if limits is not None and counts_in_units(weight, len(x), limits):
         units = units_of(storage["scales"]).double()[:, None]
@@ -36,8 +44,8 @@ def distance_allowed(
     size, moved = (part * x_scales.double().abs() for part in (size + moved, moved))
     if bias is not None:
         size = size + bias.value().double().abs()
-    rounding = (groups + 3) * torch.finfo(torch.float32).eps / 2
-    return moved + 2 * rounding / (1 - rounding) * size
+    rounding = ((0 if whole else groups) + 3.001) * torch.finfo(torch.float32).eps / 2
+    return moved + rounding / (1 - rounding) * size
 
 
 def counts_in_units(weight: Param, rows: int, limits: BlockLimits) -> bool:
