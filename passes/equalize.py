@@ -133,7 +133,7 @@ def _measured(module: Module, space: Space, scalings: Sequence[Mapping[Tensor, i
             for scaling, c in of_name
             for tensor, other in scaling.items()
             if c * other > 0
-        )  # fmt: skip
+        )
         if of_name and (module.params[name].type.rank > 1 or not any(alike)):
             found.append(name)
     return found
