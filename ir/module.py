@@ -124,6 +124,11 @@ class Function:
         """Everything that leaves the function: outputs, then state updates in order of name."""
         return (*self.outputs, *(self.updates[name] for name in sorted(self.updates)))
 
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Every value: the inputs, then the results of the nodes in order."""
+        return *self.inputs, *(value for node in self.nodes for value in node.outputs)
+
     def producers(self) -> dict[Value, Node]:
         return {value: node for node in self.nodes for value in node.outputs}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from planish.ir.encodings import Dense
-from planish.ir.module import Function, Module, Value
+from planish.ir.module import Module
 from planish.ir.spaces.action import act, largest
 from planish.ir.spaces.analysis import Space, Spaces, Tensor, find_spaces
 from planish.ir.spaces.terms import Term
@@ -72,7 +72,7 @@ class Equalize(Pass):
         scaled = {tensor for plan in plans for tensor in plan.exponents}
         correspondence: dict[str, Correspondence] = {}
         for name, function in module.functions.items():
-            correspondence[name] = {v: v for v in _values(function) if v not in scaled}
+            correspondence[name] = {v: v for v in function.values if v not in scaled}
         spread = {
             f"octaves of spread {when}": round(sum(getattr(p, when) for p in plans) / len(plans), 3)
             for when in ("before", "after")
@@ -157,9 +157,3 @@ def _change(spaces: Spaces, space: Space, tensor: Tensor, exponents: torch.Tenso
         return act(value, terms, space.atom, torch.ldexp(torch.ones(len(exponents), dtype=value.dtype), exponents))
 
     return Change(("equalise", space.atom), make)
-
-
-def _values(function: Function) -> Iterator[Value]:
-    yield from function.inputs
-    for node in function.nodes:
-        yield from node.outputs

@@ -204,8 +204,7 @@ class _Plan:
             made = copy.node(op, *operands, source=node.source, names=[v.name for v in node.outputs])
             for old, new in zip(node.outputs, made.outputs, strict=True):
                 copy.replace(old, new)
-        values = [*function.inputs, *(v for node in function.nodes for v in node.outputs)]
-        same = {v: copy.operand(v) for v in values if v not in self.different}
+        same = {v: copy.operand(v) for v in function.values if v not in self.different}
         return copy.finish_like(), same
 
 

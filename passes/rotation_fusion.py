@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -12,7 +11,7 @@ import torch
 
 from planish.ir.encodings import Dense
 from planish.ir.hadamard import hadamard, largest_block
-from planish.ir.module import Function, Module, Value
+from planish.ir.module import Module, Value
 from planish.ir.ops import RmsNorm
 from planish.ir.spaces.action import act
 from planish.ir.spaces.analysis import Space, Spaces, find_spaces
@@ -101,7 +100,7 @@ class RotationFusion(Pass):
         rotated = {space.atom for space in chosen}
         correspondence: dict[str, Correspondence] = {}
         for name, function in module.functions.items():
-            untouched = (v for v in _values(function) if rotated.isdisjoint(_atoms_of(found, v)))
+            untouched = (v for v in function.values if rotated.isdisjoint(_atoms_of(found, v)))
             correspondence[name] = {v: v for v in untouched}
         return PassResult(
             module.with_params(params), len(chosen), correspondence, tuple(dict.fromkeys(refusals)),
@@ -137,12 +136,6 @@ def _is_normed(space: Space) -> bool:
 def _names(space: Space) -> str:
     names = list(dict.fromkeys(name for name, _ in space.parameters))
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-def _values(function: Function) -> Iterator[Value]:
-    yield from function.inputs
-    for node in function.nodes:
-        yield from node.outputs
 
 
 def _atoms_of(spaces: Spaces, value: Value) -> set[object]:
