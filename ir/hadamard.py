@@ -3,10 +3,12 @@
     order 2^m:                            Sylvester's doubling
     order q + 1, q = 3 modulo 4:          Paley's first construction, q a power of a prime
     order 2 (q + 1), q = 1 modulo 4:      Paley's second construction
+    order 4 m:                            four circulants (`hadamard_circulants`), where Paley's constructions miss an order
     products of these:                    by doubling
 
-A size is a power of two times the smallest order that does: 11008 = 344 * 32 with q = 343, 6400 = 100 * 64 with q = 49. Where
-there is none (the size is not a multiple of 4), or none is known here, `largest_block` is what tiles the size.
+A size is a power of two times the smallest order that does: 11008 = 172 * 64 with m = 43, 6400 = 100 * 64 with q = 49. Every
+multiple of 4 up to 592 has one, except 412 and 436. Where there is none (the size is not a multiple of 4), or none is known
+here, `largest_block` is what tiles the size.
 
 Source: Paley, On orthogonal matrices (1933).
 """
@@ -19,6 +21,8 @@ from collections.abc import Iterator
 from functools import cache
 
 import torch
+
+from planish.ir.hadamard_circulants import FIRST_ROWS, of_circulants
 
 
 @cache
@@ -44,7 +48,7 @@ def core_of(order: int) -> int | None:
         odd //= 2
     core = odd
     while core <= order:
-        if core in (1, 2) or _field_of(core) is not None:
+        if core in (1, 2) or _field_of(core) is not None or core in FIRST_ROWS:
             return core
         core *= 2
     return None
@@ -77,6 +81,8 @@ def _field_of(order: int) -> tuple[int, int] | None:
 def _core(order: int) -> torch.Tensor:
     if order <= 2:
         return sylvester(order)
+    if order in FIRST_ROWS:
+        return of_circulants(order)
     found = _field_of(order)
     assert found is not None
     size, kind = found
