@@ -146,7 +146,8 @@ def train(
 class Windows:
     """Windows of the training text, drawn by a seed, as batches of `forward`."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rows: int = ROWS, context: int = CONTEXT) -> None:
+        self.rows, self.context = rows, context
         sys.path.insert(0, str(ROOT / "examples"))
         from tiny_llama_training.corpus import standard_library  # type: ignore[import-not-found]
 
@@ -158,9 +159,9 @@ class Windows:
         self._generator = torch.Generator().manual_seed(seed)
 
     def batch(self) -> dict[str, torch.Tensor]:
-        """The next ROWS windows: the first token of a text, then CONTEXT - 1 that follow each other."""
-        starts = torch.randint(0, len(self._ids) - CONTEXT, (ROWS, 1), generator=self._generator)
-        rows = self._ids[starts + torch.arange(CONTEXT)]
+        """The next windows: the first token of a text, then those that follow each other."""
+        starts = torch.randint(0, len(self._ids) - self.context, (self.rows, 1), generator=self._generator)
+        rows = self._ids[starts + torch.arange(self.context)]
         rows[:, 0] = 1
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows, dtype=torch.bool)}
 

@@ -41,21 +41,20 @@ class Shape:
             eos_token_id=2,
         )
 
-    def outline(self, folder: Path) -> Path:
-        """Write a checkpoint folder whose weights are a hole in a file: right in names and shapes, and zero."""
+    def outline(self, folder: Path, shards: int = 1) -> Path:
+        """Write a checkpoint folder whose weights are holes in files: right in names and shapes, and zero."""
         folder.mkdir(parents=True, exist_ok=True)
         self.config().save_pretrained(folder)
         with torch.device("meta"):
-            model = LlamaForCausalLM(self.config())
-        header, at = {}, 0
-        for name, tensor in model.state_dict().items():
-            end = at + 2 * tensor.numel()
-            header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, end]}
-            at = end
-        text = json.dumps(header).encode()
-        with (folder / "model.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + at)
+            tensors = list(LlamaForCausalLM(self.config()).state_dict().items())
+        weight_map: dict[str, str] = {}
+        for number in range(shards):
+            file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
+            part = tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards]
+            _outline(folder / file, part)
+            weight_map |= {name: file for name, _ in part}
+        if shards > 1:
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         return folder
 
     def save(self, folder: Path, seed: int = 0) -> Path:
@@ -66,6 +65,18 @@ class Shape:
                 model = LlamaForCausalLM(self.config()).to(torch.bfloat16)
             model.save_pretrained(folder, max_shard_size="20GB")
         return folder
+
+
+def _outline(path: Path, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    header, at = {}, 0
+    for name, tensor in tensors:
+        end = at + 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
 
 
 SHAPES = {

@@ -76,6 +76,8 @@ class Kernel:
         traffic: bytes it must read and write.
         work: arithmetic operations.
         arithmetic: "float32" or "int8": which of the machine's speeds bounds the work.
+        join: given the node that makes operand 0, which nothing else reads, the kernel of both, whose `reads` are then that
+            node's operands; None where there is none.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Kernel:
     traffic: Dim = 0
     work: Dim = 0
     arithmetic: str = "float32"
+    join: Callable[[Node], Kernel | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)

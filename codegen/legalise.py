@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from planish.codegen.aten import tables
-from planish.ir import Function, Module, Node, Op, Operand, Param, ParamRef, StateRef, Value
+from planish.ir import Function, Module, Node, Op, Operand, Param, ParamRef, StateRef, Value, dense_param
 from planish.ir.builder import Rewriter
 from planish.ir.ops import Aten, CacheAppend, LastToken, Positions, Slot
 from planish.ir.ops.aten import resolve_overload
@@ -88,6 +88,12 @@ class Legaliser(Rewriter):
             return node.outputs
         results = rule(self, bound_arguments(node), node)
         return [results] if isinstance(results, (Value, ParamRef, StateRef)) else list(results)
+
+    def constant(self, name: str, value: torch.Tensor) -> ParamRef:
+        """A parameter of that name that holds a tensor; equal names hold equal ones."""
+        if name not in self.params:
+            self.params[name] = dense_param(name, value)
+        return ParamRef(name, self.params[name].type)
 
     def is_constant(self, operand: Operand) -> bool:
         """Whether an operand is a parameter, or computed from parameters alone."""

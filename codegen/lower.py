@@ -16,7 +16,7 @@ from tvm import relax
 from planish.codegen.dialect import speaking
 from planish.codegen.dims import Symbols
 from planish.codegen.emitter import Call, Emitter
-from planish.codegen.family import Expr, Kernel, Packed, Site
+from planish.codegen.family import Expr, Packed, Site
 from planish.codegen.fused import FusedKernels
 from planish.codegen.plan import FusedStep, KernelStep, Plan, Select, ViewStep, plan_function
 from planish.codegen.pointwise.dtypes import STORAGE
@@ -124,7 +124,7 @@ class _Lowering:
         for step in self.plan.steps:
             if isinstance(step, KernelStep):
                 found.update((p.key, p) for p in step.kernel.weights)
-                reads = [step.node.inputs[n] for n in step.kernel.reads]
+                reads = [step.inputs[n] for n in step.kernel.reads]
             else:
                 reads = list(step.fused.leaves) if isinstance(step, FusedStep) else list(step.node.inputs[:1])
             for operand in reads:
@@ -174,12 +174,13 @@ class _Lowering:
             result = (value.type.shape, STORAGE[value.type.dtype])
             (self.values[value],) = self.emitter.call(prim_func, inputs, [result], symbols)
         else:
-            self._kernel(step.node, step.kernel)
+            self._kernel(step)
 
-    def _kernel(self, node: Any, kernel: Kernel) -> None:
-        operands = [self.operand(o) if n in kernel.reads and o is not None else None for n, o in enumerate(node.inputs)]
-        results = kernel.emit(self.emitter, operands)
-        self.values.update(zip(node.outputs, results))
+    def _kernel(self, step: KernelStep) -> None:
+        reads = step.kernel.reads
+        operands = [self.operand(o) if n in reads and o is not None else None for n, o in enumerate(step.inputs)]
+        results = step.kernel.emit(self.emitter, operands)
+        self.values.update(zip(step.node.outputs, results))
 
     def _result(self, operand: Operand) -> Expr:
         """An output; what is no computed value is copied, so that no caller holds an argument's memory."""

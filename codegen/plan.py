@@ -26,10 +26,20 @@ Select: TypeAlias = "Callable[[Node, Site], Kernel | list[str]]"
 
 @dataclass(frozen=True, eq=False)
 class KernelStep:
-    """A node computed by a kernel family."""
+    """A node computed by a kernel family, and with it the node that makes its operand where one kernel does both."""
 
     node: Node
     kernel: Kernel
+    joined: Node | None = None
+
+    @property
+    def inputs(self) -> tuple[Operand | None, ...]:
+        """What the kernel's operands are."""
+        return self.node.inputs if self.joined is None else self.joined.inputs
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (self.node,) if self.joined is None else (self.joined, self.node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +83,7 @@ class _Planner:
         self.rules: dict[Node, Pointwise] = {}
         self.folds: dict[Node, FoldRule] = {}
         self.kernels: dict[Node, Kernel] = {}
+        self.joined: dict[Node, Node] = {}
         self.inlined: set[Value] = set()
         self.nodes = function.live_nodes()
         self.producers = {v: n for n in self.nodes for v in n.outputs}
@@ -84,6 +95,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._classify()
+        self._join()
         self.costly: dict[Value, bool] = {}
         for node in self.nodes:
             self.costly.update(dict.fromkeys(node.outputs, self._is_costly(node)))
@@ -114,6 +126,22 @@ class _Planner:
                 f"function {self.function.name!r} has operations that the target {self.site.target.name!r} does not "
                 f"compile: {'; '.join(faults)}"
             )
+
+    def _join(self) -> None:
+        """Give nodes that one kernel computes together to the last of them."""
+        for node, kernel in list(self.kernels.items()):
+            value = node.inputs[0] if kernel.join is not None else None
+            producer = self.producers.get(value) if isinstance(value, Value) else None
+            if kernel.join is None or value is None or producer not in self.kernels:
+                continue
+            # What lives in a state's memory may be overwritten before the last one.
+            kept = any(isinstance(o, StateRef) or o in self.site.layouts for o in _operands(producer))
+            if kept or value in self.results or self.readers[value] != [node] or len(producer.outputs) > 1:
+                continue
+            both = kernel.join(producer)
+            if both is not None:
+                self.kernels[node], self.joined[node] = both, producer
+                del self.kernels[producer]
 
     def _is_costly(self, node: Node) -> bool:
         """Whether computing a value again costs more than reading it again, operands that may be inlined included."""
@@ -151,7 +179,7 @@ class _Planner:
 
     def _steps(self, node: Node) -> Iterable[Step]:
         if node in self.kernels:
-            yield KernelStep(node, self.kernels[node])
+            yield KernelStep(node, self.kernels[node], self.joined.get(node))
         elif node in self.folds:
             yield FusedStep(self._fused(node, node.outputs[0]), self.folds[node])
         elif node in self.rules:

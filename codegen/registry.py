@@ -13,6 +13,7 @@ from planish.codegen.families.along_axis import PickFamily, ScanFamily
 from planish.codegen.families.attention import AttentionFamily, CacheAppendFamily
 from planish.codegen.families.conv2d import Conv2dFamily
 from planish.codegen.families.embedding import EmbeddingFamily
+from planish.codegen.families.hadamard import HadamardFamily
 from planish.codegen.families.linear import LinearFamily
 from planish.codegen.families.matmul import MatmulFamily
 from planish.codegen.families.norms import NormFamily
@@ -47,6 +48,7 @@ FAMILIES: tuple[Family, ...] = (
     MatmulFamily(),
     QuantizeActivationFamily(),
     QuantizedLinearFamily(),
+    HadamardFamily(),
     NormFamily(),
     PositionsFamily(),
     RopeFamily(),

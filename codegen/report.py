@@ -80,7 +80,7 @@ def _function(
 def _row(step: Step, sizes: Mapping[str, int], bandwidth: float | None, speeds: Mapping[str, float]) -> dict[str, Any]:
     if isinstance(step, KernelStep):
         kernel = step.kernel
-        nodes, name, schedule = [step.node], kernel.name, kernel.schedule
+        nodes, name, schedule = list(step.nodes), kernel.name, kernel.schedule
         traffic, work, arithmetic = kernel.traffic, kernel.work, kernel.arithmetic
     elif isinstance(step, FusedStep):
         nodes = list(step.fused.nodes)

@@ -1,9 +1,9 @@
 """The record of an operation: one class holds every fact about it.
 
 A subclass is a frozen dataclass whose fields are the operation's attributes. It states its name, its operands, its type
-rule (`infer`), its meaning (`evaluate`, in torch), its axis rule (`axes`), what may be done to its indices (`indexing`) and
-how to draw a legal instance of itself (`sample`). The verifier, the interpreter, the text form, the analyses and the tests
-read this record and nothing else.
+rule (`infer`), its meaning (`evaluate`, in torch), its axis rule (`axes`), what may be done to its indices (`indexing`,
+`narrowed`) and how to draw a legal instance of itself (`sample`). The verifier, the interpreter, the text form, the analyses
+and the tests read this record and nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from planish.ir.attributes import attribute_key, bind_dims, substitute_dims
 from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError
 from planish.ir.spaces.laws import Indexing
+from planish.ir.spaces.narrowing import Cut, Narrowed
 from planish.ir.types import Bindings, Dim, TensorType
 
 T = TypeVar("T")
@@ -78,6 +79,11 @@ class Op:
     def indexing(self, *operands: TensorType | None) -> Indexing | None:
         """What the indices of every axis are, and what may be done to them; None makes the operation a barrier."""
         return None
+
+    def narrowed(self, cut: Cut) -> Narrowed:
+        """The operation when indices that its laws allow to be taken away are; an attribute that tells a size, and a number
+        that depends on one, are what changes. Raises IRError where it cannot do without them."""
+        return Narrowed(self)
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         """Bounds (inclusive) by operand number, such that every combination of values within them is legal.

@@ -208,7 +208,27 @@ def _merged(a: Outcome, b: Outcome) -> Outcome:
 def _ignore(task: _Task, probe: Probe) -> Ignore:
     """The elements that a Refines contract leaves open, by the type of a value."""
     contract = task.contract
-    if not isinstance(contract, Refines) or contract.where not in probe.inputs:
+    if not isinstance(contract, Refines):
+        return lambda kind: None
+    masked = _masked(task, contract, probe)
+    outputs = zip(task.source.output_names, task.source.outputs)
+    sizes = {operand.type.shape[-1] for name, operand in outputs if name == contract.output and operand.type.rank}
+
+    def ignore(kind: TensorType) -> torch.Tensor | None:
+        found = masked(kind)
+        if not kind.rank or kind.shape[-1] not in sizes:
+            return found
+        shape = kind.concrete(probe.sizes)
+        others = torch.ones(shape[-1], dtype=torch.bool)
+        others[list(contract.among)] = False
+        return others.expand(shape) if found is None else others | found
+
+    return ignore
+
+
+def _masked(task: _Task, contract: Refines, probe: Probe) -> Ignore:
+    """The elements at which the input that a contract names is false."""
+    if contract.where is None or contract.where not in probe.inputs:
         return lambda kind: None
     mask_type = next(v.type for v in task.source.inputs if v.name == contract.where)
     mask = probe.inputs[contract.where] != 0

@@ -48,13 +48,19 @@ class Refines:
 
     `where` names a boolean input: results are compared only at the indices at which it is true. An axis of a result
     belongs to an axis of that input when both have the same symbolic size; a result without those axes is compared
-    everywhere.
+    everywhere. `output` names a result that is compared only at the indices `among` of its last axis, and so is everything
+    else whose last axis has that size.
     """
 
-    where: str
+    where: str | None = None
+    output: str | None = None
+    among: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"refines(where {self.where})"
+        parts = [] if self.where is None else [f"where {self.where}"]
+        if self.output is not None:
+            parts.append(f"{len(self.among)} indices of {self.output}")
+        return f"refines({', '.join(parts)})"
 
 
 Contract: TypeAlias = "Exact | Lossy | Refines"

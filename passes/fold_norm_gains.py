@@ -105,7 +105,8 @@ class _Plan:
         if isinstance(gain, ParamRef):
             param = self.module.params[gain.name]
             for read, axis in ways.contracted.items():
-                self._change(read, Change(("times", gain.name, axis), _times(param, axis)))
+                whole = frozenset((axis,))
+                self._change(read, Change(("times", gain.name, axis), _times(param, axis), whole))
         for read, change in biases:
             if isinstance(change, Param):
                 self.shifts[read.node] = change
@@ -239,4 +240,4 @@ def _times(gain: Param, axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _centred(axis: int) -> Change:
-    return Change(("centre", axis), lambda value: value - value.mean(axis, keepdim=True))
+    return Change(("centre", axis), lambda value: value - value.mean(axis, keepdim=True), frozenset((axis,)))

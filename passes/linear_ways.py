@@ -50,14 +50,16 @@ def readers_of(graph: Graph, value: Value, axis: int) -> Ways:
     while waiting:
         here = waiting.pop()
         for law, node, indexing in _onward(graph, here, ways.values[here]):
+            (own,) = {s for p, s in law.places.items() if p.kind == "operand" and node.inputs[p.number] is here}
             for place, side in law.places.items():
                 at = _axis(law.term, indexing, place)
                 if place.kind == "result":
                     _enter(ways, waiting, node.outputs[place.number], at)
                     if here in ways.rows and operation(node) in ROWS:
                         ways.rows.add(node.outputs[place.number])
-                elif side < 0:
-                    ways.contracted[_read(graph, node, place.number)] = at
+                elif side != own:
+                    read, of_param = _contracted(graph, node, place.number, at)
+                    ways.contracted[read] = of_param
                 elif node.inputs[place.number] is not here:
                     raise Stays(f"{operation(node)} adds something else to it")
     return ways
@@ -135,6 +137,23 @@ def _read(graph: Graph, node: Node, number: int) -> Read:
     if not isinstance(node.inputs[number], ParamRef):
         raise Stays(f"{operation(node)} multiplies it by what is computed at run time")
     return Read(graph.function.name, node, number)
+
+
+def _contracted(graph: Graph, node: Node, number: int, axis: int) -> tuple[Read, int]:
+    """The read of a parameter with which a node multiplies, and the axis of it. What is picked out of a parameter, or moved,
+    on its way counts as the parameter, where nothing else reads it."""
+    operand = node.inputs[number]
+    while isinstance(operand, Value):
+        producer = graph.producer(operand)
+        if producer is None or graph.read_outside(operand, [node]):
+            break
+        ((law, indexing),) = _laws(producer, operand, axis)
+        places = [place for place in law.places if place.kind == "operand"]
+        if len(places) != 1:
+            break
+        node, number, axis = producer, places[0].number, _axis(law.term, indexing, places[0])
+        operand = node.inputs[number]
+    return _read(graph, node, number), axis
 
 
 def operation(node: Node) -> str:

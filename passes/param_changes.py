@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 
+from planish.ir.builder import Rewriter
 from planish.ir.encodings import Dense
-from planish.ir.module import Module, Node, ParamRef
+from planish.ir.module import Module, Node, Operand, ParamRef, Value
 from planish.ir.params import Computed, Param, Storage
 
 
@@ -29,28 +30,64 @@ class Change:
     Attributes:
         key: two changes of one key are the same.
         make: from the old value to the new one, both float64 and of the same shape.
+        whole: the axes of which `make` needs all indices; it takes a part of any other as well. None when it takes no part.
     """
 
     key: tuple[object, ...]
     make: Callable[[torch.Tensor], torch.Tensor] = field(compare=False)
+    whole: frozenset[int] | None = field(default=None, compare=False)
 
 
 Changes: TypeAlias = "Mapping[Read, tuple[Change, ...]]"
 """For reads of parameters, the changes one after the other."""
 
 
+PART_ELEMENTS = 1 << 24
+"""How much of a parameter is computed at once where it can be done in parts: 128 MiB of float64."""
+Part: TypeAlias = "Callable[[int, int], torch.Tensor]"
+"""From the first index and how many to that part of a parameter, float64."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Changed:
-    """The storage of a changed parameter, computed in float64 each time it is read."""
+    """The storage of a changed parameter, computed in float64 each time it is read, part after part where it is large."""
 
     old: Param
     changes: tuple[Change, ...]
 
     def __call__(self) -> Storage:
-        return {"values": self.wide().to(self.old.type.dtype).contiguous()}
+        type = self.old.type
+        axis = next((n for n in range(type.rank) if self._parts_along(n)), None)
+        if axis is None or self.old.elements <= PART_ELEMENTS:
+            return {"values": self.wide().to(type.dtype).contiguous()}
+        shape = type.concrete({})
+        values, part = torch.empty(shape, dtype=type.dtype), self.part(axis)
+        step = max(1, PART_ELEMENTS * shape[axis] // self.old.elements)
+        for start in range(0, shape[axis], step):
+            count = min(step, shape[axis] - start)
+            values.narrow(axis, start, count).copy_(part(start, count))
+        return {"values": values}
 
     def wide(self) -> torch.Tensor:
-        value = self.old.wide_value()
+        return self._made(self.old.wide_value())
+
+    def part(self, axis: int) -> Part:
+        """Reads parts along an axis; the stored tensors stay open as long as it is kept."""
+        source, dense = self.old.source, isinstance(self.old.encoding, Dense)
+        if isinstance(source, Computed):
+            inner = source.compute
+            if not isinstance(inner, _Changed) or not inner._parts_along(axis):
+                whole = self.old.wide_value()
+                return lambda start, count: self._made(whole.narrow(axis, start, count))
+            of_inner = inner.part(axis)
+            return lambda start, count: self._made(of_inner(start, count))
+        stored = self.old.storage()["values"] if dense else self.old.wide_value()
+        return lambda start, count: self._made(stored.narrow(axis, start, count).double())
+
+    def _parts_along(self, axis: int) -> bool:
+        return all(change.whole is not None and axis not in change.whole for change in self.changes)
+
+    def _made(self, value: torch.Tensor) -> torch.Tensor:
         for change in self.changes:
             value = change.make(value)
         return value
@@ -87,14 +124,34 @@ def apply_changes(module: Module, changes: Changes) -> tuple[Module, dict[Read, 
         for wants, of in by_changes.items():
             if not wants:
                 continue
-            new = name if wants == kept else _unused(f"{name}.parted", {*module.params, *params})
+            new = name if wants == kept else unused(f"{name}.parted", {*module.params, *params})
             params[new] = changed(module.params[name], new, wants)
             if new != name:
                 parted |= dict.fromkeys(of, ParamRef(new, params[new].type))
     return module.with_params(params.values()), parted
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def reading(module: Module, parted: Mapping[Read, ParamRef]) -> tuple[Module, dict[str, dict[Value, Operand]]]:
+    """The module that reads other parameters at some places, and by function what stands for each value."""
+    same: dict[str, dict[Value, Operand]] = {}
+    for name, function in module.functions.items():
+        copy = Rewriter(function)
+        for node in function.nodes:
+            operands = copy.operands(node)
+            new = tuple(parted.get(Read(name, node, n), operand) for n, operand in enumerate(operands))
+            if all(a is b for a, b in zip(operands, new)):
+                copy.keep(node)
+                continue
+            made = copy.node(node.op, *new, source=node.source, names=[v.name for v in node.outputs])
+            for old, value in zip(node.outputs, made.outputs, strict=True):
+                copy.replace(old, value)
+        same[name] = {v: copy.operand(v) for v in function.values}
+        module = module.with_function(copy.finish_like())
+    return module, same
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """A name like this one that is not taken."""
     number, found = 0, name
     while found in taken:
         number += 1

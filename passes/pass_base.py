@@ -82,6 +82,13 @@ class PassResult:
     details: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
+def _tupled(options: Any) -> Any:
+    """YAML knows no tuples, and strict validation takes no list for one: lists become tuples first."""
+    if isinstance(options, Mapping):
+        return {key: _tupled(value) for key, value in options.items()}
+    return tuple(_tupled(value) for value in options) if isinstance(options, list) else options
+
+
 class Pass(BaseModel):
     """Base of all passes. A subclass is a frozen value: its fields are its options, its docstring its documentation.
 
@@ -118,8 +125,7 @@ class Pass(BaseModel):
                 hint = nearest(str(key), cls.model_fields)
                 raise InputError(f"pass {cls.name!r} has no option {key!r}{place}; {hint}")
         try:
-            # YAML knows no tuples, strict validation takes no list for one: lists become tuples first.
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+            return cls(**_tupled(options))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "options"

@@ -85,7 +85,7 @@ class Quantize(Pass):
             ]
             calibrated = {name: e for name, e in calibrated.items() if name not in unseen}
         plain = [
-            _lazily(module.params[name], encoding, "mse" if name in unseen else chosen[name].method)
+            lazily(module.params[name], encoding, "mse" if name in unseen else chosen[name].method)
             for name, encoding in encodings.items()
             if name not in calibrated
         ]
@@ -112,6 +112,11 @@ class Quantize(Pass):
         details["bytes saved"] = sum(module.params[p.name].nbytes - p.nbytes for p in changed)
         details["bits per weight"] = 8 * sum(p.nbytes for p in changed) / sum(p.elements for p in changed)
         return PassResult(result, len(changed), refusals=tuple(notes), details=details)
+
+    def encodings(self, module: Module) -> dict[str, tuple[Encoding, Method]]:
+        """What each weight is to be held in and by which method, by name; not what `average_bits` would allocate."""
+        chosen, _ = select(module, self.rules, self._choose)
+        return {name: (_encoding(module.params[name], choice), choice.method) for name, choice in chosen.items()}
 
     def _choose(self, rule: Rule | None) -> Choice | None:
         """What a rule means; with None, what is done where no rule fits."""
@@ -175,12 +180,18 @@ class _Rounded:
             raise InputError(
                 f"parameter {self.source.name!r} holds NaN or infinity and cannot be quantised; repair it first"
             )
-        if self.method == "mse" and isinstance(self.encoding, Grouped):
-            return encode_searched(self.encoding, value)
-        if self.method == "mse" and isinstance(self.encoding, NvFp4):
-            return self.encoding.encode_four_over_six(value)
-        return self.encoding.encode(value)
+        return encoded(value, self.encoding, self.method)
 
 
-def _lazily(param: Param, encoding: Encoding, method: str) -> Param:
+def encoded(value: torch.Tensor, encoding: Encoding, method: str) -> Storage:
+    """What is stored of a weight that is rounded by "rtn" or "mse"."""
+    if method == "mse" and isinstance(encoding, Grouped):
+        return encode_searched(encoding, value)
+    if method == "mse" and isinstance(encoding, NvFp4):
+        return encoding.encode_four_over_six(value)
+    return encoding.encode(value)
+
+
+def lazily(param: Param, encoding: Encoding, method: str) -> Param:
+    """A parameter in an encoding, rounded by "rtn" or "mse" each time it is read."""
     return Param(param.name, param.type, encoding, Computed(_Rounded(param, encoding, method)))

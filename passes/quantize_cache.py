@@ -59,9 +59,9 @@ class QuantizeCache(Pass):
         roles, refusals = attended_states(module)
         chosen = {}
         for name, found in roles.items():
-            format = self._format(name, found)
-            if format is not None and module.states[name].encoding is None:
-                chosen[name] = self._encoding(module.states[name], format)
+            encoding = self.encoding_of(module.states[name], found)
+            if encoding is not None and module.states[name].encoding is None:
+                chosen[name] = encoding
         if not chosen:
             return PassResult(module, 0, refusals=refusals)
         states = {n: State(n, s.type, chosen.get(n, s.encoding)) for n, s in module.states.items()}
@@ -83,6 +83,14 @@ class QuantizeCache(Pass):
                 if not lost <= self.budget:
                     faults.append(f"the rows of state {name!r} lose {lost:.4g} ({self.metric}), above {self.budget:g}")
         return tuple(faults)
+
+    def encoding_of(self, state: State, roles: set[str]) -> Encoding | None:
+        """What a state that is read as these ("keys", "values") is to be held in; None where it stays as it is.
+
+        Raises InputError when its roles ask for different formats, or the options do not fit.
+        """
+        format = self._format(state.name, roles)
+        return None if format is None else self._encoding(state, format)
 
     def _format(self, name: str, roles: set[str]) -> CacheFormat | None:
         """The format of a state; raises InputError when its roles ask for different ones."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -21,6 +22,16 @@ from planish.passes.linear_ways import operation
 from planish.passes.param_changes import Change, changed
 from planish.passes.pass_base import Context, Correspondence, Pass, PassResult
 
+Kind: TypeAlias = Literal["hadamard", "random"]
+Which: TypeAlias = Literal["all", "normed", "free"]
+
+
+class Orthogonal(Protocol):
+    """A space's rotation: an orthogonal matrix, float64 [n, n]."""
+
+    @property
+    def matrix(self) -> torch.Tensor: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
@@ -32,7 +43,7 @@ class Rotation:
         size, seed: n, and what is drawn.
     """
 
-    kind: Literal["hadamard", "random"]
+    kind: Kind
     size: int
     seed: int
 
@@ -72,50 +83,92 @@ class RotationFusion(Pass):
     """
 
     name: ClassVar[str] = "rotation-fusion"
-    kind: Literal["hadamard", "random"] = "hadamard"
-    spaces: Literal["all", "normed", "free"] = "all"
+    kind: Kind = "hadamard"
+    spaces: Which = "all"
 
     def apply(self, module: Module, context: Context) -> PassResult:
-        found = find_spaces(module)
-        chosen: list[Space] = []
-        refusals: list[str] = []
-        for space in found.spaces:
-            if not isinstance(space.size, int) or space.size < 2 or len(space.parameters) < 2:
-                continue
-            reason = _limit(module, space)
-            if reason:
-                refusals.append(f"the space of {space.size} indices of {_names(space)} stays: {reason}")
-            elif self.spaces == "all" or (self.spaces == "normed") == _is_normed(space):
-                chosen.append(space)
-        if not chosen:
-            return PassResult(module, 0, refusals=tuple(dict.fromkeys(refusals)))
-        changes: dict[str, list[Change]] = {}
-        generator = torch.Generator().manual_seed(context.seed)
-        for space in chosen:
-            assert isinstance(space.size, int)
-            rotation = Rotation(self.kind, space.size, int(torch.randint(1 << 62, (), generator=generator)))
-            for name in dict.fromkeys(name for name, _ in space.parameters):
-                changes.setdefault(name, []).append(_change(found, space, rotation, name))
-        params = [changed(module.params[name], name, tuple(of)) for name, of in changes.items()]
-        rotated = {space.atom for space in chosen}
-        correspondence: dict[str, Correspondence] = {}
-        for name, function in module.functions.items():
-            untouched = (v for v in function.values if rotated.isdisjoint(_atoms_of(found, v)))
-            correspondence[name] = {v: v for v in untouched}
-        return PassResult(
-            module.with_params(params), len(chosen), correspondence, tuple(dict.fromkeys(refusals)),
-            {"spaces rotated": len(chosen), "parameters rotated": len(params)},
-        )  # fmt: skip
+        found = rotatable(module, self.spaces)
+        return rotated(module, found, drawn(found, self.kind, context.seed))
 
 
-def _change(spaces: Spaces, space: Space, rotation: Rotation, name: str) -> Change:
-    tensor = ("param", name)
+@dataclass(frozen=True, eq=False)
+class Rotatable:
+    """What of a module may be rotated.
 
-    def make(value: torch.Tensor) -> torch.Tensor:
+    Attributes:
+        spaces: of the module, all of them.
+        chosen: those that are rotated, each with a fixed size.
+        refusals: about the others.
+    """
+
+    spaces: Spaces
+    chosen: tuple[Space, ...]
+    refusals: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many indices the chosen ones have."""
+        return tuple(space.size for space in self.chosen if isinstance(space.size, int))
+
+    def of(self, name: str) -> tuple[int, ...]:
+        """The numbers of the chosen spaces that a parameter has."""
+        return tuple(n for n, space in enumerate(self.chosen) if any(name == other for other, _ in space.parameters))
+
+    def act(self, name: str, value: torch.Tensor, number: int, matrix: torch.Tensor) -> torch.Tensor:
+        """The value of a parameter with the chosen space of that number rotated."""
+        terms = [self.spaces.term(("param", name), axis) for axis in range(value.ndim)]
         # Orthogonal: its inverse transposed is itself.
-        return act(value, [spaces.term(tensor, axis) for axis in range(value.ndim)], space.atom, rotation.matrix)
+        return act(value, terms, self.chosen[number].atom, matrix)
 
-    return Change(("rotate", space.atom), make)
+
+def rotatable(module: Module, which: Which) -> Rotatable:
+    """Those spaces of a module that have all orthogonal matrices in their group, and parameters to take them."""
+    found = find_spaces(module)
+    chosen: list[Space] = []
+    refusals: list[str] = []
+    for space in found.spaces:
+        if not isinstance(space.size, int) or space.size < 2 or len(space.parameters) < 2:
+            continue
+        reason = _limit(module, space)
+        if reason:
+            refusals.append(f"the space of {space.size} indices of {_names(space)} stays: {reason}")
+        elif which == "all" or (which == "normed") == _is_normed(space):
+            chosen.append(space)
+    return Rotatable(found, tuple(chosen), tuple(dict.fromkeys(refusals)))
+
+
+def drawn(found: Rotatable, kind: Kind, seed: int) -> list[Rotation]:
+    """A rotation for each of the chosen spaces."""
+    generator = torch.Generator().manual_seed(seed)
+    return [Rotation(kind, size, int(torch.randint(1 << 62, (), generator=generator))) for size in found.sizes]
+
+
+def rotated(module: Module, found: Rotatable, rotations: Sequence[Orthogonal]) -> PassResult:
+    """The module with a rotation of each of the chosen spaces multiplied into its parameters, in float64."""
+    if not found.chosen:
+        return PassResult(module, 0, refusals=found.refusals)
+    names = dict.fromkeys(name for space in found.chosen for name, _ in space.parameters)
+    params = [
+        changed(module.params[name], name, tuple(_change(found, name, n, rotations[n]) for n in found.of(name)))
+        for name in names
+    ]
+    atoms_rotated = {space.atom for space in found.chosen}
+    correspondence: dict[str, Correspondence] = {}
+    for name, function in module.functions.items():
+        untouched = (v for v in function.values if atoms_rotated.isdisjoint(_atoms_of(found.spaces, v)))
+        correspondence[name] = {v: v for v in untouched}
+    return PassResult(
+        module.with_params(params), len(found.chosen), correspondence, found.refusals,
+        {"spaces rotated": len(found.chosen), "parameters rotated": len(params)},
+    )  # fmt: skip
+
+
+def _change(found: Rotatable, name: str, number: int, rotation: Orthogonal) -> Change:
+    def make(value: torch.Tensor) -> torch.Tensor:
+        return found.act(name, value, number, rotation.matrix)
+
+    atom, terms = found.chosen[number].atom, found.spaces.terms(("param", name))
+    return Change(("rotate", atom), make, frozenset(n for n, term in enumerate(terms) if atom in atoms(term)))
 
 
 def _limit(module: Module, space: Space) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from planish.codegen.decompositions.statistics import moments
 from planish.codegen.legalise import Arguments, Decomposition, Legaliser
 from planish.ir import Node, Operand, UnsupportedError
-from planish.ir.ops import Attention, CacheAppend, LayerNorm, RmsNorm, Rope
+from planish.ir.hadamard import core_of, hadamard
+from planish.ir.ops import Attention, CacheAppend, Hadamard, LayerNorm, RmsNorm, Rope
 from planish.ir.types import as_dim
 
 
@@ -31,6 +33,25 @@ def _layer_norm(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
         if arguments[name] is not None:
             result = to.call(overload, result, arguments[name])
     return result
+
+
+def _hadamard(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
+    x, op = arguments["x"], node.op
+    assert isinstance(op, Hadamard)
+    core = core_of(op.block) or 1
+    power = op.block // core
+    shape, dtype = list(x.type.shape), x.type.dtype
+    blocks = [*shape[:-1], shape[-1] // op.block, core]
+    result, half, axis = x, 1, len(blocks) + 1
+    while half < power:
+        pairs = to.call("reshape.default", result, [*blocks, power // (2 * half), 2, half])
+        pair = [to.call("select.int", pairs, axis, n) for n in (0, 1)]
+        result = to.call("stack.default", [to.call(f"{n}.Tensor", *pair) for n in ("add", "sub")], axis)
+        half *= 2
+    if core > 1:
+        matrix = to.constant(f"hadamard.{core}.{dtype}", hadamard(core).to(dtype))
+        result = to.call("matmul.default", matrix, to.call("reshape.default", result, [*blocks, power]))
+    return to.call("mul.Scalar", to.call("reshape.default", result, shape), 1 / math.sqrt(op.block))
 
 
 def _rope(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
@@ -174,6 +195,7 @@ def _append(to: Legaliser, arguments: Arguments, node: Node) -> Operand:
 MODEL: dict[str, Decomposition] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
+    "hadamard": _hadamard,
     "rope": _rope,
     "attention": _attention,
     "cache_append": _append,

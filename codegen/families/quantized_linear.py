@@ -12,6 +12,7 @@ import torch
 
 from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
+from planish.codegen.families.hadamard import behind_transforms
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels.blocks import linear_int4_layer as int4_blocks
 from planish.codegen.kernels.blocks import linear_low_bit as blocks
@@ -24,6 +25,7 @@ from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configur
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.stored import as_float32
 from planish.ir import Grouped, GroupedInt, Node, Param
+from planish.ir.ops import QuantizeActivation as QuantizeActivationOp
 
 
 @emitted_once
@@ -156,7 +158,7 @@ def _packed(param: Param, config: LowBitLinear) -> Packed:
 
 
 class QuantizeActivationFamily(Family):
-    """int8 codes and one scale for each row."""
+    """Codes of up to eight bits, as int8, and one scale for each row."""
 
     name: ClassVar[str] = "quantize_activation"
     ops: ClassVar[frozenset[str]] = frozenset({"quantize_activation"})
@@ -169,7 +171,8 @@ class QuantizeActivationFamily(Family):
             return f"activations of {x.type.dtype} have no quantisation kernel"
         if not isinstance(size, int):
             return f"rows of a size known only at run time ({size}) have no quantisation kernel"
-        config = QuantizeActivation(size, site.target.float_tile)
+        assert isinstance(node.op, QuantizeActivationOp)
+        config = QuantizeActivation(size, site.target.float_tile, node.op.largest)
         rows = product(x.type.shape[:-1])
         make = _quantize if site.target.blocks is None else _quantize_in_blocks
 
@@ -185,4 +188,5 @@ class QuantizeActivationFamily(Family):
             emit=emit,
             traffic=rows * (5 * size + 4),
             work=3 * rows * size,
+            join=behind_transforms(node, site, config),
         )

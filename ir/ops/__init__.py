@@ -12,6 +12,7 @@ from planish.ir.ops.attention import Attention, CacheAppend, LastToken
 from planish.ir.ops.conv import Conv2d
 from planish.ir.ops.embedding import Embedding
 from planish.ir.ops.gated import GatedActivation
+from planish.ir.ops.hadamard import Hadamard
 from planish.ir.ops.linear import Linear, QuantizeActivation, QuantizedLinear
 from planish.ir.ops.norms import LayerNorm, RmsNorm
 from planish.ir.ops.positions import Positions, Rope
@@ -23,6 +24,7 @@ OPS: dict[str, type[Op]] = {
     "conv2d": Conv2d,
     "embedding": Embedding,
     "gated_activation": GatedActivation,
+    "hadamard": Hadamard,
     "last_token": LastToken,
     "layer_norm": LayerNorm,
     "linear": Linear,
@@ -48,6 +50,6 @@ def op_class(name: str) -> type[Op]:
 
 
 __all__ = [
-    "OPS", "Aten", "Attention", "CacheAppend", "Conv2d", "Embedding", "GatedActivation", "LastToken", "LayerNorm", "Linear",
-    "Positions", "QuantizeActivation", "QuantizedLinear", "RmsNorm", "Rope", "Slot", "aten", "op_class",
+    "OPS", "Aten", "Attention", "CacheAppend", "Conv2d", "Embedding", "GatedActivation", "Hadamard", "LastToken", "LayerNorm",
+    "Linear", "Positions", "QuantizeActivation", "QuantizedLinear", "RmsNorm", "Rope", "Slot", "aten", "op_class",
 ]  # fmt: skip

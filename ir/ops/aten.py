@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +18,12 @@ from planish.ir.errors import IRError
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.aten_axes import ATEN_AXES
 from planish.ir.ops.aten_indexing import ATEN_INDEXING
+from planish.ir.ops.aten_narrowing import ATEN_NARROWING, PICKED, renumbered
 from planish.ir.ops.aten_ranges import ATEN_RANGES
 from planish.ir.ops.aten_samples import ATEN_SAMPLES
 from planish.ir.ops.fake import infer_types
-from planish.ir.spaces.laws import Indexing
+from planish.ir.spaces.laws import Indexing, at_operands
+from planish.ir.spaces.narrowing import Cut, Narrowed
 from planish.ir.types import Dim, TensorType
 
 
@@ -94,8 +97,25 @@ class Aten(Op):
         rule = ATEN_INDEXING.get(self.overload)
         if rule is None:
             return None
-        arguments, keywords = self.call_arguments(tuple(range(len(operands))))
-        return rule(arguments, keywords, operands, self.infer(*operands))
+        # Rules know each mention of an operand by its number.
+        slots, mentions = self.slots(), count()
+        arguments, keywords = _fill((self.arguments, tuple(v for _, v in self.keywords)), lambda slot: next(mentions))
+        names = (name for name, _ in self.keywords)
+        found = rule(arguments, dict(zip(names, keywords)), tuple(operands[n] for n in slots), self.infer(*operands))
+        return found if found is None or slots == tuple(range(len(operands))) else at_operands(found, slots)
+
+    def narrowed(self, cut: Cut) -> Narrowed:
+        rule, slots = ATEN_NARROWING.get(self.overload), self.slots()
+        # Rules know each mention of an operand by its number.
+        before, after = (tuple(types[n] for n in slots) for types in (cut.before, cut.after))
+        cut = Cut(tuple(cut.kept[n] for n in slots), before, after, cut.results)
+        if self.overload in PICKED:
+            found = renumbered(list(self.arguments), dict(self.keywords), cut)
+            return Narrowed(self, renumbered={slots[mention]: staying for mention, staying in found.items()})
+        if rule is None:
+            return Narrowed(self)
+        overload, arguments, keywords, factor = rule(self.overload, list(self.arguments), dict(self.keywords), cut)
+        return Narrowed(aten(overload, *arguments, **keywords), factor=factor)
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
         ranges = ATEN_RANGES.get(self.overload)

@@ -100,6 +100,18 @@ def _cat(arguments: list[Any], keywords: dict[str, Any], operands: Types, result
     return AxisRule(tuple(AxisTie(n, a, 0, a) for n in range(len(operands)) for a in range(rank) if a != axis))
 
 
+def padded_axes(arguments: list[Any], rank: int) -> dict[int, tuple[Any, Any]]:
+    """What a padding puts before and behind an axis, for those that get something: pairs from the last axis on."""
+    pads = list(arguments[1])
+    pairs = {rank - 1 - n: (pads[2 * n], pads[2 * n + 1]) for n in range(len(pads) // 2)}
+    return {axis: pair for axis, pair in pairs.items() if any(not same_dim(pad, 0) for pad in pair)}
+
+
+def _pad(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> AxisRule:
+    x = _present(operands[0])
+    return AxisRule(tuple(AxisTie(0, a, 0, a) for a in range(x.rank) if a not in padded_axes(arguments, x.rank)))
+
+
 def _stack(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> AxisRule:
     rank = results[0].rank
     axis = (arguments[1] if len(arguments) > 1 else keywords.get("dim", 0)) % rank
@@ -158,6 +170,7 @@ ATEN_AXES: dict[str, AtenAxes] = {
     "slice.Tensor": _over_other_axes(1, 0),
     "flip.default": _over_other_axes(1, -1),
     "index_select.default": _over_other_axes(1, 0),
+    "constant_pad_nd.default": _pad,
     "repeat_interleave.self_int": _repeat_interleave,
     "sum.dim_IntList": _reduction,
     "mean.dim": _reduction,

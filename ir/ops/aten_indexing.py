@@ -3,101 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
-from planish.ir.ops.aten_axes import ELEMENTWISE, transpose_order
+from planish.ir.ops.aten_axes import ELEMENTWISE, padded_axes, transpose_order
+from planish.ir.ops.aten_elementwise import AtenIndexing, Types, aligned, pointwise, unary
 from planish.ir.spaces.laws import (
     Family,
     Indexing,
     Law,
-    Place,
     affine,
+    any_of,
     elementwise,
     fresh,
     linear,
     none,
     operand,
+    picked,
     result,
 )  # fmt: skip
 from planish.ir.spaces.terms import UNIT, Atom, Mismatch, Product, Term, unify, union
 from planish.ir.types import TensorType, as_dim, same_dim
-
-Types: TypeAlias = "tuple[TensorType | None, ...]"
-# arguments and keywords with operand numbers in place of tensors, operand types, result types
-AtenIndexing: TypeAlias = Callable[[list[Any], dict[str, Any], Types, tuple[TensorType, ...]], Indexing | None]
-
-LINEAR = frozenset((
-    "neg.default clone.default contiguous.default alias.default detach.default to.dtype _to_copy.default mul.Scalar "
-    "div.Scalar"
-).split())  # fmt: skip
-# What reads of its operands only the type: zeros, and the same number everywhere.
-ZEROS, CONSTANT = "zeros_like.default", frozenset("ones_like.default full_like.default".split())
-SUMS = frozenset("add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar".split())
-PRODUCTS = {"mul.Tensor": 1, "div.Tensor": -1}
-"""The power with which the second operand enters."""
-# Functions f with f(2 x) = 2^n f(x): n, and the power of a sign in the result, None where signs do not go through.
-POWERS: dict[str, tuple[int, int | None]] = {
-    "relu.default": (1, None), "leaky_relu.default": (1, None), "abs.default": (1, 0), "square.default": (2, 0),
-    "reciprocal.default": (-1, 1),
-}  # fmt: skip
-ODD = frozenset("tanh.default sin.default erf.default sign.default round.default".split())
-
-
-def _unary(overload: str) -> Callable[[Atom], Law]:
-    x, y = operand(0), result()
-    if overload in LINEAR:
-        return lambda term: linear(term, x, y)
-    if overload in POWERS:
-        power, sign = POWERS[overload]
-        signs = none([x, y]) if sign is None else ({x: sign, y: -1},)
-        return lambda term: elementwise(term, [x, y], ({x: power, y: -1},), signs)
-    if overload in ODD:
-        return lambda term: elementwise(term, [x, y], signs=({x: 1, y: -1},))
-    return lambda term: elementwise(term, [x, y])
-
-
-def _pointwise(overload: str) -> AtenIndexing:
-    def rule(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing:
-        shape = results[0].shape
-        atoms = fresh(*shape)
-        terms = [None if o is None else _aligned(o, results[0], atoms) for o in operands]
-        tensors = [n for n, o in enumerate(operands) if o is not None]
-        laws = []
-        for atom in atoms:
-            having = [operand(n) for n in tensors if atom in (terms[n] or ())]
-            laws.append(_law(overload if results[0].dtype.is_floating_point else "", atom, having, len(tensors)))
-        return Indexing(tuple(terms), (atoms,), tuple(laws))
-
-    return rule
-
-
-def _aligned(of: TensorType, whole: TensorType, atoms: tuple[Atom, ...]) -> tuple[Term, ...]:
-    """Axes align from the right; one of size 1 is repeated."""
-    offset = whole.rank - of.rank
-    return tuple(
-        atoms[axis + offset] if same_dim(dim, whole.shape[axis + offset]) else UNIT for axis, dim in enumerate(of.shape)
-    )
-
-
-def _law(overload: str, atom: Atom, having: list[Place], tensors: int) -> Law:
-    places = [*having, result()]
-    if not having or overload in CONSTANT:
-        return affine(atom, *places)
-    if overload in (ZEROS, "type_as.default"):
-        return linear(atom, operand(0), result())
-    if overload in SUMS:
-        # What is the same at every index, a number or a broadcast tensor, is left alone by matrices that fix all ones.
-        return linear(atom, *places) if len(having) == 2 else affine(atom, *places)
-    if overload in PRODUCTS and len(having) == 1 and (PRODUCTS[overload] == 1 or having[0] == operand(0)):
-        return linear(atom, *places)
-    if overload in PRODUCTS:
-        second = PRODUCTS[overload]
-        equation = {p: 1 if p == operand(0) else second for p in having} | {result(): -1}
-        return elementwise(atom, places, (equation,), (equation,))
-    if tensors == 1:
-        return _unary(overload)(atom)
-    return elementwise(atom, places)
 
 
 def _reshape(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing | None:
@@ -126,7 +53,7 @@ def _expand(arguments: list[Any], keywords: dict[str, Any], operands: Types, res
     x, y = operands[0], results[0]
     assert x is not None
     atoms = fresh(*y.shape)
-    terms = _aligned(x, y, atoms)
+    terms = aligned(x, y, atoms)
     laws = [linear(a, operand(0), result()) if a in terms else affine(a, result()) for a in atoms]
     return Indexing((terms,), (atoms,), tuple(laws))
 
@@ -160,7 +87,7 @@ def _cut(x: TensorType, axis: int, sizes: list[Any], results: list[int | None]) 
     parts = [Atom(size) for size in sizes]
     kept = [(part, r) for part, r in zip(parts, results) if r is not None]
     laws = [
-        linear(part, operand(0), *([] if r is None else [result(r)]))
+        replace(linear(part, operand(0)), silent=()) if r is None else linear(part, operand(0), result(r))
         for part, r in zip(parts, results)
         if not same_dim(part.size, 0)
     ]
@@ -173,7 +100,10 @@ def _slice(arguments: list[Any], keywords: dict[str, Any], operands: Types, resu
     x, y = operands[0], results[0]
     assert x is not None
     axis = _axis(arguments, keywords, 1, 0, x.rank)
-    start, step = (arguments[n] if len(arguments) > n else default for n, default in ((2, 0), (4, 1)))
+    start, step = (
+        arguments[n] if len(arguments) > n else keywords.get(name, default)
+        for n, name, default in ((2, "start", 0), (4, "step", 1))
+    )
     size, kept = x.shape[axis], y.shape[axis]
     if step != 1 or not all(isinstance(d, int) for d in (start or 0, size, kept)):
         whole = step == 1 and start in (0, None) and same_dim(size, kept)
@@ -238,11 +168,72 @@ def _rows(mixed: Callable[[Atom], Law], others: Callable[[Atom], Law], number: i
 
 def _sum_law(atom: Atom) -> Law:
     """A sum over indices is left alone by matrices that fix the vector of all ones."""
-    return Law(atom, Family.CENTRED, {operand(0): 1}, none([operand(0)]), none([operand(0)]))
+    x = operand(0)
+    return Law(atom, Family.CENTRED, {x: 1}, none([x]), none([x]), any_of(x))
 
 
 def _through(atom: Atom) -> Law:
     return linear(atom, operand(0), result())
+
+
+def _index(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing | None:
+    """One axis of a tensor read at places that another one holds."""
+    x, (axis, *others) = operands[0], [n for n, number in enumerate(arguments[1]) if number is not None]
+    index = operands[arguments[1][axis]]
+    assert x is not None and index is not None
+    if others or not index.dtype.itemsize > 1:
+        return None
+    atoms, new = fresh(*x.shape), fresh(*index.shape)
+    number = operand(arguments[1][axis])
+    laws = [picked(a, operand(0), number) if n == axis else _through(a) for n, a in enumerate(atoms)]
+    laws += [elementwise(a, [number, result()]) for a in new]
+    return Indexing((atoms, new), ((*atoms[:axis], *new, *atoms[axis + 1 :]),), tuple(laws))
+
+
+def _topk(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing:
+    x, values = operands[0], results[0]
+    assert x is not None
+    axis = _axis(arguments, keywords, 2, -1, x.rank)
+    atoms, (chosen,) = fresh(*x.shape), fresh(values.shape[axis])
+    of_result = (*atoms[:axis], chosen, *atoms[axis + 1 :])
+    x_, values_, places = operand(0), result(0), result(1)
+    scales = ({x_: 1, values_: -1}, {places: 1})
+    laws = [
+        elementwise(a, [x_, values_, places], scales, none([x_, values_, places]))
+        for n, a in enumerate(atoms)
+        if n != axis
+    ]
+    return Indexing((atoms,), (of_result, of_result), tuple(laws))
+
+
+def _pad(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing | None:
+    x = operands[0]
+    assert x is not None
+    value = arguments[2] if len(arguments) > 2 else keywords.get("value", 0)
+    atoms, padded = fresh(*x.shape), padded_axes(arguments, x.rank)
+    if not all(isinstance(pad, int) and pad >= 0 for pair in padded.values() for pad in pair):
+        return None
+    terms, laws = list[Term](), list[Law]()
+    for axis, atom in enumerate(atoms):
+        first, last = fresh(*padded.get(axis, (0, 0)))
+        terms.append(union((first, atom, last)))
+        # Along a padded axis what is put there is alone; along another one it is the same everywhere.
+        others_zero = value == 0 or not padded.keys() - {axis}
+        laws.append(linear(atom, operand(0), result()) if others_zero else affine(atom, operand(0), result()))
+        laws += [replace(affine(end, result()), silent=None) for end in (first, last) if not same_dim(end.size, 0)]
+    return Indexing((atoms,), (tuple(terms),), tuple(laws))
+
+
+def _index_select(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing | None:
+    x, index = operands
+    assert x is not None and index is not None
+    axis = _axis(arguments, keywords, 1, 0, x.rank)
+    if x.rank == 0 or index.rank != 1:
+        return None
+    atoms, (new,) = fresh(*x.shape), fresh(index.shape[0])
+    laws = [picked(atom, operand(0), operand(1)) if n == axis else _through(atom) for n, atom in enumerate(atoms)]
+    laws.append(elementwise(new, [operand(1), result()]))
+    return Indexing((atoms, (new,)), ((*atoms[:axis], new, *atoms[axis + 1 :]),), tuple(laws))
 
 
 def _matmul(arguments: list[Any], keywords: dict[str, Any], operands: Types, results: Any) -> Indexing | None:
@@ -255,13 +246,16 @@ def _matmul(arguments: list[Any], keywords: dict[str, Any], operands: Types, res
     sides = []
     for of, last in ((a, (rows, inner)), (b, (inner, columns))):
         lead = y.with_shape(y.shape[:-2])
-        sides.append((*_aligned(of.with_shape(of.shape[:-2]), lead, tuple(batch)), *last))
+        sides.append((*aligned(of.with_shape(of.shape[:-2]), lead, tuple(batch)), *last))
     laws = [linear(inner, operand(0), dual=[operand(1)]), linear(rows, operand(0), result())]
     laws.append(linear(columns, operand(1), result()))
     for atom in batch:
         having = [operand(n) for n, side in enumerate(sides) if atom in side]
+        if len(having) == 1:
+            laws.append(linear(atom, *having, result()))
+            continue
         equation = {**dict.fromkeys(having, 1), result(): -1}
-        laws.append(elementwise(atom, [*having, result()], (equation,), (equation,)))
+        laws.append(elementwise(atom, [*having, result()], (equation,), (equation,), vanishing=any_of(*having)))
     return Indexing(tuple(sides), ((*batch, rows, columns),), tuple(laws))
 
 
@@ -277,12 +271,17 @@ def _repeat(arguments: list[Any], keywords: dict[str, Any], operands: Types, res
     return Indexing((atoms,), ((*atoms[:axis], Product((atoms[axis], again)), *atoms[axis + 1 :]),), tuple(laws))
 
 
-def _odd_row(atom: Atom) -> Law:
+def _row(atom: Atom) -> Law:
     return elementwise(atom, [operand(0), result()])
 
 
+def _weighed(atom: Atom) -> Law:
+    """Of a softmax: a zero weighs something too."""
+    return elementwise(atom, [operand(0), result()], silent=None)
+
+
 ATEN_INDEXING: dict[str, AtenIndexing] = {
-    **{overload: _pointwise(overload) for overload in sorted(ELEMENTWISE)},
+    **{overload: pointwise(overload) for overload in sorted(ELEMENTWISE)},
     **dict.fromkeys((
         "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int unsqueeze.default "
         "squeeze.default squeeze.dim squeeze.dims"
@@ -291,21 +290,25 @@ ATEN_INDEXING: dict[str, AtenIndexing] = {
     "transpose.int": _permuted(transpose_order),
     "t.default": _permuted(lambda arguments, rank: list(reversed(range(rank)))),
     "permute.default": _permuted(lambda arguments, rank: [a % rank for a in arguments[1]]),
-    "softmax.int": _rows(_odd_row, _odd_row, 1, keeps=True),
-    "_softmax.default": _rows(_odd_row, _odd_row, 1, keeps=True),
-    "log_softmax.int": _rows(_odd_row, _odd_row, 1, keeps=True),
+    "softmax.int": _rows(_weighed, _row, 1, keeps=True),
+    "_softmax.default": _rows(_weighed, _row, 1, keeps=True),
+    "log_softmax.int": _rows(_weighed, _row, 1, keeps=True),
     "sum.dim_IntList": _rows(_sum_law, _through, 1, keeps=False),
     "mean.dim": _rows(_sum_law, _through, 1, keeps=False),
     "slice.Tensor": _slice,
     "select.int": _select,
     "unbind.int": _unbind,
-    "max_pool2d.default": _pooled(_unary("relu.default")),
+    "max_pool2d.default": _pooled(unary("relu.default")),
     "avg_pool2d.default": _pooled(_through),
     "adaptive_avg_pool2d.default": _pooled(_through),
     "split.Tensor": _split,
     "split_with_sizes.default": _split,
     "chunk.default": _split,
     "cat.default": _cat,
+    "index_select.default": _index_select,
+    "index.Tensor": _index,
+    "topk.default": _topk,
+    "constant_pad_nd.default": _pad,
     "matmul.default": _matmul,
     "bmm.default": _matmul,
     "mm.default": _matmul,

@@ -122,6 +122,12 @@ def _index_select(choose: Chooser) -> Call:
     return [x, choose.integer(-x.rank, x.rank - 1), index], {}
 
 
+def _pad(choose: Chooser) -> Call:
+    x = TensorType(choose_float(choose), _shape(choose, choose.integer(1, 4)))
+    pads = tuple(choose.integer(0, 2) for _ in range(2 * choose.integer(1, x.rank)))
+    return [x, pads, choose.choice([0.0, -1.5])], {}
+
+
 def _repeat_interleave(choose: Chooser) -> Call:
     """Along an axis, or, as without one, over all elements in a row."""
     x = TensorType(choose_float(choose), _shape(choose, choose.integer(1, 4)))
@@ -254,6 +260,7 @@ ATEN_SAMPLES: dict[str, AtenSampler] = {
     "cumsum.default": _with_axis(),
     "slice.Tensor": _slice,
     "index_select.default": _index_select,
+    "constant_pad_nd.default": _pad,
     "repeat_interleave.self_int": _repeat_interleave,
     "flip.default": lambda choose: ([TensorType(choose_float(choose), _shape(choose, 3)), (0, -1)], {}),
     "sum.dim_IntList": _reduction,

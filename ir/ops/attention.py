@@ -11,7 +11,7 @@ from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.encodings import Encoding, require_rows, rounded
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.spaces.laws import Indexing, Law, Place, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.laws import Indexing, Law, Place, any_of, elementwise, fresh, linear, operand, result
 from planish.ir.spaces.terms import UNIT, Product, Term
 from planish.ir.types import Dim, TensorType, as_dim, floor_div, same_dim
 
@@ -161,7 +161,8 @@ class Attention(Op):
 
         def one_by_one(term: Term, places: list[Place]) -> Law:
             others = tuple({p: 1} for p in places if p.kind == "operand" and p.number > 2)
-            return elementwise(term, places, (*scores, *values, *others), (*scores, *values, *others))
+            equations = (*scores, *values, *others)
+            return elementwise(term, places, equations, equations, vanishing=any_of(operand(2)))
 
         laws = [linear(size, operand(0), dual=[operand(1)]), linear(value_size, operand(2), result())]
         laws += [one_by_one(b, having(b)), one_by_one(kv, [*having(kv), *having(heads)])]
@@ -169,7 +170,8 @@ class Attention(Op):
         if not self.compares_positions:
             laws.append(elementwise(length, having(length)))
             if operands[5] is None:
-                laws.append(elementwise(keys, [p for p in having(keys) if p != result()]))
+                # A key without values still has its part of the softmax.
+                laws.append(elementwise(keys, [p for p in having(keys) if p != result()], silent=None))
         return Indexing(tuple(terms), ((b, length, heads, value_size),), tuple(laws))
 
     def operand_ranges(self, *operands: TensorType | None) -> dict[int, tuple[Dim, Dim]]:
@@ -267,7 +269,8 @@ class CacheAppend(Op):
         places = [operand(0), operand(1), result()]
         laws = [linear(term, *places) for term in rest]
         if self.encoding is not None:
-            laws = [elementwise(term, places) for term in rest]
+            # Elements of a row share a scale.
+            laws = [elementwise(term, places, silent=None if term is rest[-1] else ()) for term in rest]
         laws.append(elementwise(b, [*places, operand(2), operand(3)]))
         return Indexing(((b, capacity, *rest), (b, tokens, *rest), (b,), (b,)), ((b, capacity, *rest),), tuple(laws))
 

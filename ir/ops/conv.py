@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.spaces.laws import Indexing, affine, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.laws import Equation, Indexing, affine, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.narrowing import Cut, Narrowed
 from planish.ir.spaces.terms import Product
 from planish.ir.types import Dim, TensorType, as_dim, floor_div, same_dim
 
@@ -72,10 +73,18 @@ class Conv2d(Op):
         group, outs = fresh(self.groups, weight.shape[0] // self.groups)
         new_height, new_width = fresh(*self.infer(*operands)[0].shape[2:])
         added = () if bias is None else (operand(2),)
+        product = {operand(0): 1, operand(1): 1, result(): -1}
+        through: tuple[Equation, ...] = (product, *({place: 1, result(): -1} for place in added))
         laws = [
             linear(ins, operand(0), dual=[operand(1)]),
             linear(outs, operand(1), *added, result()),
-            elementwise(group, [operand(0), operand(1), *added, result()]),
+            elementwise(
+                group,
+                [operand(0), operand(1), *added, result()],
+                through,
+                through,
+                vanishing=(frozenset((operand(0), *added)), frozenset((operand(1), *added))),
+            ),
             linear(batch, operand(0), result()) if bias is None else affine(batch, operand(0), result()),
         ]
         columns = Product((group, outs))
@@ -85,6 +94,12 @@ class Conv2d(Op):
             None if bias is None else (columns,),
         )
         return Indexing(terms, ((batch, columns, new_height, new_width),), tuple(laws))
+
+    def narrowed(self, cut: Cut) -> Narrowed:
+        """Groups that are gone are counted no more."""
+        x, weight = cut.after[:2]
+        assert x is not None and weight is not None
+        return Narrowed(replace(self, groups=floor_div(x.shape[1], weight.shape[1])))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, broadcast_ties, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
-from planish.ir.spaces.laws import Equation, Indexing, elementwise, fresh, operand, result
+from planish.ir.spaces.laws import Equation, Indexing, any_of, elementwise, fresh, operand, result
 from planish.ir.spaces.terms import Sum
 from planish.ir.types import TensorType
 
@@ -61,13 +61,20 @@ class GatedActivation(Op):
         assert gate is not None
         if up is None:
             *lead, n = fresh(*self.infer(*operands)[0].shape)
-            laws = [elementwise(term, [operand(0), result()]) for term in (*lead, n)]
+            # Both halves have one exponent.
+            joined: tuple[Equation, ...] | None = None
+            if self.activation == "relu":
+                joined = ({operand(0): 2, result(): -1},)
+            places, vanishing = [operand(0), result()], any_of(operand(0))
+            laws = [elementwise(term, places, joined, vanishing=vanishing) for term in (*lead, n)]
             return Indexing(((*lead, Sum((n, n))), None), ((*lead, n),), tuple(laws))
         terms = fresh(*gate.shape)
         through: tuple[Equation, ...] = ({operand(0): 1}, {operand(1): 1, result(): -1})
         # relu(2 x) = 2 relu(x)
         scales = ({operand(0): 1, operand(1): 1, result(): -1},) if self.activation == "relu" else through
-        laws = [elementwise(term, [operand(0), operand(1), result()], scales, through) for term in terms]
+        # Every activation of zero is zero.
+        places, either = [operand(0), operand(1), result()], any_of(operand(0), operand(1))
+        laws = [elementwise(term, places, scales, through, vanishing=either) for term in terms]
         return Indexing((terms, terms), (terms,), tuple(laws))
 
     @classmethod

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
-from planish.ir.spaces.laws import Indexing, Law, Place, affine, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.laws import Indexing, Law, Place, affine, any_of, elementwise, fresh, linear, operand, result
 from planish.ir.spaces.terms import UNIT, Atom, Term
 from planish.ir.types import TensorType, same_dim
 
@@ -78,17 +78,28 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class QuantizeActivation(Op):
-    """Dynamic symmetric int8 quantisation of each row (last axis): s = max|x| / 127, q = round(x / s), ties to even.
+    """Dynamic symmetric quantisation of each row (last axis): s = max|x| / largest, q = round(x / s), ties to even.
 
-    A row of zeros has scale 0 and codes 0. Results: codes i8 of x's shape, scales of x's dtype with last axis 1.
+    `largest` is the largest code, 2^(bits-1) - 1: 127 for 8 bits, 7 for 4. A row of zeros has scale 0 and codes 0.
+    Results: codes i8 of x's shape, whatever their bits, and scales of x's dtype with last axis 1.
+
+    Attributes:
+        bits: of a code, 2 to 8.
     """
 
     name: ClassVar[str] = "quantize_activation"
     operand_names: ClassVar[tuple[str, ...]] = ("x",)
+    bits: int = 8
+
+    @property
+    def largest(self) -> int:
+        """The largest code; the smallest is its negative."""
+        return (1 << (self.bits - 1)) - 1
 
     def infer(self, *operands: TensorType | None) -> tuple[TensorType, ...]:
         (x,) = operands
         assert x is not None
+        self.expect(2 <= self.bits <= 8, f"codes of {self.bits} bits are not supported; choose 2 to 8")
         self.expect(
             x.rank >= 1 and x.dtype.is_floating_point, f"the input must be a float tensor with an axis, got {x}"
         )
@@ -97,8 +108,8 @@ class QuantizeActivation(Op):
     def evaluate(self, *operands: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         (x,) = operands
         assert x is not None
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        codes = torch.where(scale == 0, torch.zeros_like(x), x / scale).round().clamp(-127, 127)
+        scale = x.abs().amax(-1, keepdim=True) / self.largest
+        codes = torch.where(scale == 0, torch.zeros_like(x), x / scale).round().clamp(-self.largest, self.largest)
         return codes.to(torch.int8), scale
 
     def axes(self, *operands: TensorType | None) -> AxisRule:
@@ -111,15 +122,20 @@ class QuantizeActivation(Op):
         assert x is not None
         lead, (k,) = fresh(*x.shape[:-1]), fresh(x.shape[-1])
         codes, scale = result(0), result(1)
-        laws = [elementwise(k, [operand(0), codes], signs=({operand(0): 1, codes: -1},))]
+        silent = any_of(operand(0))
+        laws = [
+            elementwise(k, [operand(0), codes], signs=({operand(0): 1, codes: -1},), silent=silent, vanishing=silent)
+        ]
         for row in lead:
             scales = ({operand(0): 1, scale: -1}, {codes: 1})
-            laws.append(elementwise(row, [operand(0), codes, scale], scales, ({operand(0): 1, codes: -1}, {scale: 1})))
+            signs = ({operand(0): 1, codes: -1}, {scale: 1})
+            laws.append(elementwise(row, [operand(0), codes, scale], scales, signs, vanishing=silent))
         return Indexing(((*lead, k),), ((*lead, k), (*lead, UNIT)), tuple(laws))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
-        return Sample(cls(), (TensorType(choose_float(choose), (*choose_leading(choose), choose.integer(1, 9))),))
+        x = TensorType(choose_float(choose), (*choose_leading(choose), choose.integer(1, 9)))
+        return Sample(cls(choose.integer(2, 8)), (x,))
 
 
 @dataclass(frozen=True)
@@ -165,12 +181,15 @@ class QuantizedLinear(Op):
         lead, (k,) = fresh(*codes.shape[:-1]), fresh(codes.shape[-1])
         (n,) = fresh(weight.shape[0])
         added = () if bias is None else (operand(3),)
-        laws = [elementwise(k, [operand(0), operand(2)], signs=({operand(0): 1, operand(2): -1},))]
+        silent = any_of(operand(0), operand(2))
+        laws = [elementwise(k, [operand(0), operand(2)], signs=({operand(0): 1, operand(2): -1},), silent=silent)]
         laws.append(linear(n, operand(2), *added, result()))
         for row in lead:
             places = [operand(0), operand(1), result()]
             product = ({operand(0): 1, operand(1): 1, result(): -1},)
-            laws.append(elementwise(row, places, product, product) if bias is None else elementwise(row, places))
+            either = any_of(operand(0), operand(1))
+            plain = elementwise(row, places, product, product, vanishing=either)
+            laws.append(plain if bias is None else elementwise(row, places))
         scales: tuple[Term, ...] = (*lead, UNIT)
         terms = ((*lead, k), scales, (n, k), None if bias is None else (n,))
         return Indexing(terms, ((*lead, n),), tuple(laws))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from planish.ir.axes import AxisRule, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float, choose_leading
-from planish.ir.spaces.laws import Family, Indexing, Law, Place, elementwise, fresh, none, operand, result
+from planish.ir.spaces.laws import Family, Indexing, Law, Place, any_of, elementwise, fresh, none, operand, result
+from planish.ir.spaces.narrowing import Cut, Narrowed, share
 from planish.ir.spaces.terms import Atom
 from planish.ir.types import TensorType
 
@@ -57,7 +58,7 @@ class _Norm(Op):
 
 def _odd(row: Atom, places: list[Place]) -> Law:
     """A negative row becomes the negative of its result."""
-    return elementwise(row, places, signs=({places[0]: 1, places[1]: -1},))
+    return elementwise(row, places, signs=({places[0]: 1, places[1]: -1},), vanishing=any_of(places[0]))
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,18 @@ class RmsNorm(_Norm):
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return ((normed if weight is None else normed * _widen(weight)).to(x.dtype),)
 
+    def narrowed(self, cut: Cut) -> Narrowed:
+        """The mean is still over all entries: those that are gone were zeros."""
+        part = share(0, -1, cut)
+        return Narrowed(self) if part == 1 else Narrowed(replace(self, eps=self.eps / part), {1: part**-0.5})
+
     def _along(self, n: Atom, places: list[Place]) -> Law:
         x, *gain, y = places
         if not gain:
-            return Law(n, Family.ORTHOGONAL, dict.fromkeys(places, 1), none(places), ({x: 1, y: -1},))
-        return elementwise(n, places, ({x: 1}, {gain[0]: 1, y: -1}), ({x: 1, gain[0]: 1, y: -1},))
+            turned = dict.fromkeys(places, 1)
+            return Law(n, Family.ORTHOGONAL, turned, none(places), ({x: 1, y: -1},), any_of(x), any_of(x))
+        equations = ({x: 1}, {gain[0]: 1, y: -1}), ({x: 1, gain[0]: 1, y: -1},)
+        return elementwise(n, places, *equations, silent=any_of(x), vanishing=any_of(x, gain[0]))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -110,12 +118,11 @@ class LayerNorm(_Norm):
 
     def _along(self, n: Atom, places: list[Place]) -> Law:
         x, *affine, y = places
-        if not affine:
-            return Law(n, Family.CENTRED, dict.fromkeys(places, 1), none(places), none(places))
         if operand(1) not in affine:
-            return elementwise(n, places)
+            return Law(n, Family.CENTRED, dict.fromkeys(places, 1), none(places), none(places), None)
+        # Less its mean, a zero is none: it counts in the variance.
         equations = ({x: 1}, *({place: 1, y: -1} for place in affine))
-        return elementwise(n, places, equations, equations)
+        return elementwise(n, places, equations, equations, silent=None, vanishing=(frozenset(affine),))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from planish.ir.axes import AxisRule, AxisTie, leading_ties
 from planish.ir.op import Chooser, Op, Sample
 from planish.ir.ops.sampling import choose_float
-from planish.ir.spaces.laws import Indexing, Law, Place, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.laws import Indexing, Law, Place, any_of, elementwise, fresh, linear, operand, result
+from planish.ir.spaces.narrowing import Cut, Narrowed
 from planish.ir.spaces.terms import Atom, Product, union
 from planish.ir.types import Dim, TensorType, as_dim, same_dim
 
@@ -60,6 +61,9 @@ class Positions(Op):
         places = [operand(n) for n, o in enumerate(operands) if o is not None]
         terms = (None if start is None else (row,), None if padding is None else (row, length))
         return Indexing(terms, ((row, length),), (elementwise(row, [*places, result()]),))
+
+    def narrowed(self, cut: Cut) -> Narrowed:
+        return Narrowed(replace(self, batch=cut.results[0].shape[0]))
 
     @classmethod
     def sample(cls, choose: Chooser) -> Sample:
@@ -138,7 +142,7 @@ class Rope(Op):
         def turning(term: Atom, other: Place) -> Law:
             """What goes through: the same scale of x and of the result, and none of what makes the angle."""
             equations = ({operand(0): 1, result(): -1}, {other: 1})
-            return elementwise(term, [*places, other], equations, equations)
+            return elementwise(term, [*places, other], equations, equations, vanishing=any_of(operand(0)))
 
         laws = [linear(heads, *places), turning(pairs, operand(2)), *(turning(t, operand(1)) for t in (row, length))]
         if not same_dim(rest.size, 0):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import cached_property
 from typing import TypeAlias
 
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, Value
@@ -24,11 +24,13 @@ Tensor: TypeAlias = "Value | tuple[str, str]"
 
 @dataclass(frozen=True)
 class Limit:
-    """What keeps a space from a larger family: a node, or None for the module's border, and why."""
+    """What keeps a space from a larger family: a node, or None for the module's border, and why; at the border, the name of
+    the output where it is one."""
 
     family: Family
     node: Node | None
     sentence: str
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Axis:
 
     tensor: Tensor
     number: int
+
+
+@dataclass(frozen=True, eq=False)
+class Ruling:
+    """A law of a node, and the tensors at its places."""
+
+    node: Node
+    law: Law
+    tensors: Mapping[Place, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +60,9 @@ class Space:
         family: the matrices that may act on all of them at once.
         sides: 1 for tensors on which a matrix acts as it is, -1 where it acts dually.
         limits: what allows no larger family.
-        scales, signs: how many independent positive scales, and signs, may be given to each index.
         equations: what exponents of positive scales obey, one equation a mapping from tensors to coefficients.
+        parities: what exponents of signs obey, modulo 2.
+        rulings: the laws of the operations that have the indices.
     """
 
     atom: Atom
@@ -58,15 +70,35 @@ class Space:
     family: Family
     sides: Mapping[Tensor, int]
     limits: tuple[Limit, ...]
-    scales: int
-    signs: int
     equations: tuple[Mapping[Tensor, int], ...]
+    parities: tuple[Mapping[Tensor, int], ...]
+    rulings: tuple[Ruling, ...]
 
     def scalings(self) -> tuple[Mapping[Tensor, int], ...]:
         """A basis of the scales: each the exponents, whole numbers without a common divisor, of the tensors it changes."""
-        if not self.scales:
-            return ()
-        return tuple(solutions(self.equations, list(dict.fromkeys(axis.tensor for axis in self.axes))))
+        return self._solved[0]
+
+    def signings(self) -> tuple[Mapping[Tensor, int], ...]:
+        """A basis of the signs: each the tensors, with 1, whose indices may be given any signs, the same in all of them."""
+        return self._solved[1]
+
+    @cached_property
+    def _solved(self) -> tuple[tuple[Mapping[Tensor, int], ...], ...]:
+        if self.family == Family.FIXED:
+            return (), ()
+        tensors = list(dict.fromkeys(axis.tensor for axis in self.axes))
+        systems = ((self.equations, 0), (self.parities, 2))
+        return tuple(tuple(solutions(equations, tensors, modulus)) for equations, modulus in systems)
+
+    @property
+    def scales(self) -> int:
+        """How many independent positive scales may be given to each index."""
+        return len(self.scalings())
+
+    @property
+    def signs(self) -> int:
+        """How many independent signs may be given to each index."""
+        return len(self.signings())
 
     @property
     def size(self) -> Dim:
@@ -82,11 +114,18 @@ class Space:
 
 @dataclass
 class Spaces:
-    """All spaces of a module, and the term of every axis."""
+    """All spaces of a module, and the term of every axis.
+
+    Attributes:
+        spaces: in the order in which their axes are met.
+        rulings: the laws of all nodes, in the order of the functions and their nodes.
+    """
 
     spaces: tuple[Space, ...]
+    rulings: tuple[Ruling, ...]
     _terms: Mapping[Tensor, tuple[Term, ...]]
     _of: Mapping[Atom, Space]
+    _indexing: Mapping[Node, Indexing]
 
     def of(self, tensor: Tensor, axis: int) -> tuple[Space, ...]:
         """The spaces of one axis, in order: one, or the factors and parts of it."""
@@ -96,14 +135,22 @@ class Spaces:
         """What the indices of an axis are made of."""
         return normal(self._terms[tensor][axis])
 
+    def terms(self, tensor: Tensor) -> tuple[Term, ...]:
+        """What the indices of all axes of a tensor are made of."""
+        return self._terms[tensor]
+
+    def indexing(self, node: Node) -> Indexing:
+        """What a node says of its indices; of one that says nothing, that each axis is its own."""
+        return self._indexing[node]
+
 
 @dataclass
 class _Reading:
     """What was read so far."""
 
     terms: dict[Tensor, tuple[Term, ...]] = field(default_factory=dict)
-    laws: list[tuple[Node, Law, dict[Place, Tensor]]] = field(default_factory=list)
-    fixed: list[tuple[Term, Node | None, str]] = field(default_factory=list)
+    laws: list[Ruling] = field(default_factory=list)
+    fixed: list[tuple[Term, Limit]] = field(default_factory=list)
     nodes: list[tuple[Node, Indexing]] = field(default_factory=list)
 
     def tensor(self, operand: Operand) -> Tensor:
@@ -115,8 +162,8 @@ class _Reading:
             self.terms[key] = fresh(*operand.type.shape)
         return key
 
-    def fix(self, terms: Sequence[Term], node: Node | None, sentence: str) -> None:
-        self.fixed += [(term, node, sentence) for term in terms]
+    def fix(self, terms: Sequence[Term], node: Node | None, sentence: str, output: str = "") -> None:
+        self.fixed += [(term, Limit(Family.FIXED, node, sentence, output)) for term in terms]
 
     def equal(self, ours: Sequence[Term], theirs: Sequence[Term], node: Node | None) -> None:
         """Make the terms of two tensors equal; where they cannot be, both are fixed."""
@@ -145,6 +192,9 @@ def _read(function: Function, reading: _Reading) -> None:
             indexing = _barrier(node)
             for terms in (*indexing.operands, *indexing.results):
                 reading.fix(terms or (), node, "it declares nothing about its indices")
+        # Before its terms meet those of others: two axes may turn out to be one, and only one of them have a law.
+        for atom in _without_law(indexing):
+            reading.fix((atom,), node, "it reads these indices by their position")
         for key, terms in zip(operands, indexing.operands, strict=True):
             if key is not None and terms is not None:
                 reading.equal(reading.terms[key], terms, node)
@@ -152,10 +202,10 @@ def _read(function: Function, reading: _Reading) -> None:
             reading.terms[value] = terms
         keys: dict[Place, Tensor] = {Place("operand", n): k for n, k in enumerate(operands) if k is not None}
         keys |= {Place("result", n): value for n, value in enumerate(node.outputs)}
-        reading.laws += [(node, law, keys) for law in indexing.laws]
+        reading.laws += [Ruling(node, law, keys) for law in indexing.laws]
         reading.nodes.append((node, indexing))
     for name, operand in zip(function.output_names, function.outputs):
-        reading.fix(reading.terms[reading.tensor(operand)], None, f"the output {name} of {function.name}")
+        reading.fix(reading.terms[reading.tensor(operand)], None, f"the output {name} of {function.name}", name)
     for name, operand in function.updates.items():
         state = reading.terms.setdefault(("state", name), fresh(*operand.type.shape))
         reading.equal(state, reading.terms[reading.tensor(operand)], None)
@@ -179,16 +229,19 @@ def _settle(reading: _Reading) -> Spaces:
     limits: dict[Atom, list[Limit]] = {atom: [] for atom in axes}
     systems: dict[Atom, tuple[list[dict[Tensor, int]], list[dict[Tensor, int]]]] = {a: ([], []) for a in axes}
     relations: dict[Atom, list[tuple[Node, dict[Tensor, set[int]]]]] = {atom: [] for atom in axes}
+    rulings: dict[Atom, list[Ruling]] = {atom: [] for atom in axes}
     # Atoms of terms that could not be made equal are of no axis; the axis they were meant for is fixed.
-    for node, law, keys in reading.laws:
+    for ruling in reading.laws:
+        node, law, keys = ruling.node, ruling.law, ruling.tensors
         for atom in filter(axes.__contains__, atoms(law.term)):
+            rulings[atom].append(ruling)
             limits[atom].append(Limit(law.family, node, _WHY[law.family]))
             relations[atom].append((node, _sides_of(law, keys)))
             for system, equations in zip(systems[atom], (law.scales, law.signs)):
                 system += [_of_tensors(equation, keys) for equation in equations]
-    for term, where_fixed, sentence in [*reading.fixed, *_without_law(reading)]:
+    for term, limit in reading.fixed:
         for atom in filter(axes.__contains__, atoms(term)):
-            limits[atom].append(Limit(Family.FIXED, where_fixed, sentence))
+            limits[atom].append(limit)
     spaces = {}
     for atom, where in axes.items():
         sides, torn = _sides(relations[atom])
@@ -196,23 +249,17 @@ def _settle(reading: _Reading) -> Spaces:
             limits[atom].append(Limit(Family.ORTHOGONAL, torn, "it multiplies the indices of a tensor with themselves"))
         family = min((limit.family for limit in limits[atom]), default=Family.GENERAL)
         kept = tuple(limit for limit in limits[atom] if limit.family == family < Family.GENERAL)
-        tensors = list(dict.fromkeys(axis.tensor for axis in where))
-        scales, signs = systems[atom]
-        free = (0, 0) if family == Family.FIXED else (_freedom(scales, tensors, 0), _freedom(signs, tensors, 2))
-        spaces[atom] = Space(atom, tuple(where), family, sides, kept, *free, tuple(scales))
-    return Spaces(tuple(spaces.values()), reading.terms, spaces)
+        scales, signs = (tuple(system) for system in systems[atom])
+        spaces[atom] = Space(atom, tuple(where), family, sides, kept, scales, signs, tuple(rulings[atom]))
+    return Spaces(tuple(spaces.values()), tuple(reading.laws), reading.terms, spaces, dict(reading.nodes))
 
 
-def _without_law(reading: _Reading) -> Iterator[tuple[Term, Node, str]]:
+def _without_law(indexing: Indexing) -> Iterator[Atom]:
     """What an operation has and says nothing of: it reads those indices by their position."""
-    for node, indexing in reading.nodes:
-        lawful = {atom for law in indexing.laws for atom in atoms(law.term)}
-        for terms in (*indexing.operands, *indexing.results):
-            for term in terms or ():
-                if not lawful.issuperset(atoms(term)):
-                    for atom in atoms(term):
-                        if atom not in lawful:
-                            yield atom, node, "it reads these indices by their position"
+    lawful = {atom for law in indexing.laws for atom in atoms(law.term)}
+    for terms in (*indexing.operands, *indexing.results):
+        for term in terms or ():
+            yield from (atom for atom in atoms(term) if atom not in lawful)
 
 
 _WHY = {
@@ -265,25 +312,3 @@ def _of_tensors(equation: Equation, keys: Mapping[Place, Tensor]) -> dict[Tensor
         if place in keys:
             found[keys[place]] = found.get(keys[place], 0) + coefficient
     return found
-
-
-def _freedom(system: list[dict[Tensor, int]], tensors: Sequence[Tensor], modulus: int) -> int:
-    """How many exponents are free: the unknowns less the rank, over the rationals or modulo a prime."""
-    pivots: dict[Tensor, dict[Tensor, Fraction]] = {}
-    for equation in system:
-        row = {t: Fraction(c % modulus if modulus else c) for t, c in equation.items()}
-        row = {t: c for t, c in row.items() if c}
-        while row:
-            lead = next(iter(row))
-            if lead not in pivots:
-                pivots[lead] = row
-                break
-            factor, other = row[lead] / pivots[lead][lead], pivots[lead]
-            for tensor, coefficient in other.items():
-                value = row.get(tensor, Fraction(0)) - factor * coefficient
-                value = Fraction(int(value) % modulus) if modulus else value
-                if value:
-                    row[tensor] = value
-                else:
-                    row.pop(tensor, None)
-    return len(tensors) - len(pivots)

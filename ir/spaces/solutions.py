@@ -10,37 +10,51 @@ from typing import TypeVar
 Unknown = TypeVar("Unknown", bound=Hashable)
 
 
-def solutions(equations: Iterable[Mapping[Unknown, int]], unknowns: Sequence[Unknown]) -> Iterator[dict[Unknown, int]]:
-    """A basis: for every unknown that is free a solution in whole numbers without a common divisor, zeros left out."""
+def solutions(
+    equations: Iterable[Mapping[Unknown, int]], unknowns: Sequence[Unknown], modulus: int = 0
+) -> Iterator[dict[Unknown, int]]:
+    """A basis: for every unknown that is free a solution in whole numbers without a common divisor, zeros left out.
+
+    Args:
+        modulus: a prime, for solutions modulo it (each number from 1 to below it); 0 for solutions as they are.
+    """
     rows: dict[Unknown, dict[Unknown, Fraction]] = {}
     for equation in equations:
-        row = {unknown: Fraction(c) for unknown, c in equation.items() if c}
+        row = {u: value for u, c in equation.items() if (value := _reduced(Fraction(c), modulus))}
         for lead in [unknown for unknown in row if unknown in rows]:
-            _subtract(row, rows[lead], row[lead])
+            _subtract(row, rows[lead], row[lead], modulus)
         if not row:
             continue
         lead, first = next(iter(row.items()))
-        rows[lead] = {unknown: c / first for unknown, c in row.items()}
+        inverse = pow(int(first), -1, modulus) if modulus else 1 / first
+        rows[lead] = {unknown: _reduced(c * inverse, modulus) for unknown, c in row.items()}
         for other, of_other in rows.items():
             if other != lead and lead in of_other:
-                _subtract(of_other, rows[lead], of_other[lead])
+                _subtract(of_other, rows[lead], of_other[lead], modulus)
     bound: dict[Unknown, dict[Unknown, Fraction]] = {}
     for lead, row in rows.items():
         for unknown, c in row.items():
             if unknown != lead:
-                bound.setdefault(unknown, {})[lead] = -c
+                bound.setdefault(unknown, {})[lead] = _reduced(-c, modulus)
     for free in unknowns:
         if free in rows:
             continue
         solution = {free: Fraction(1), **bound.get(free, {})}
+        if modulus:
+            yield {unknown: int(c) for unknown, c in solution.items()}
+            continue
         whole = lcm(*(c.denominator for c in solution.values()))
         common = gcd(*(int(c * whole) for c in solution.values()))
         yield {unknown: int(c * whole) // common for unknown, c in solution.items()}
 
 
-def _subtract(row: dict[Unknown, Fraction], other: Mapping[Unknown, Fraction], times: Fraction) -> None:
+def _reduced(value: Fraction, modulus: int) -> Fraction:
+    return value % modulus if modulus else value
+
+
+def _subtract(row: dict[Unknown, Fraction], other: Mapping[Unknown, Fraction], times: Fraction, modulus: int) -> None:
     for unknown, c in other.items():
-        value = row.get(unknown, Fraction(0)) - times * c
+        value = _reduced(row.get(unknown, Fraction(0)) - times * c, modulus)
         if value:
             row[unknown] = value
         else:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from planish.ir.types import Dim, as_dim, same_dim
+from planish.ir.types import Dim, as_dim, floor_div, same_dim
 
 
 class Mismatch(Exception):
@@ -133,18 +133,34 @@ def unify(a: Term, b: Term) -> None:
 
 def _factor_by_factor(a: list[Term], b: list[Term]) -> None:
     # From the end first: sizes that are no numbers stand in front, where a batch and a sequence were joined.
-    while a and b and same_dim(size(a[-1]), size(b[-1])):
+    while a and b and (same_dim(size(a[-1]), size(b[-1])) or _cut_last(a, b) or _cut_last(b, a)):
         unify(a.pop(), b.pop())
     while a and b:
         one, other = size(a[0]), size(b[0])
         if same_dim(one, other):
             unify(a.pop(0), b.pop(0))
+        elif (len(a) == 1 and isinstance(normal(a[0]), Atom)) or (len(b) == 1 and isinstance(normal(b[0]), Atom)):
+            # One axis for all that is left of the other side.
+            return unify(product(a), product(b))
         elif not isinstance(one, int) or not isinstance(other, int):
             raise Mismatch(f"axes of {one} and {other} do not count alike")
         elif one > other:
             a[:1] = _split(a[0], other)
         else:
             b[:1] = _split(b[0], one)
+
+
+def _cut_last(a: list[Term], b: list[Term]) -> bool:
+    """Whether the last of `a`, whose size is no number, is a multiple of the last of `b`; it is cut accordingly."""
+    last, total, inner = normal(a[-1]), size(a[-1]), size(b[-1])
+    if isinstance(total, int) or not isinstance(last, Atom) or not isinstance(inner, int):
+        return False
+    outer = floor_div(total, inner)
+    if not same_dim(as_dim(outer * inner), total):
+        return False
+    last.bound = Product((Atom(outer), Atom(inner)))
+    a[-1:] = last.bound.factors
+    return True
 
 
 def _split(term: Term, outer: int) -> list[Term]:

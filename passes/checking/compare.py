@@ -143,7 +143,8 @@ def measure(metric: str, source: torch.Tensor, result: torch.Tensor, ignore: tor
         a, b = torch.where(ignore, 0.0, a), torch.where(ignore, 0.0, b)
     if metric == "kl_divergence":
         p, q = a.log_softmax(-1), b.log_softmax(-1)
-        rows = (p.exp() * (p - q)).sum(-1)
+        # What has no chance takes no part, whatever chance the other gives it.
+        rows = torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum(-1)
         return float(rows.mean())
     norm = float(a.norm())
     return float((a - b).norm()) / norm if norm else float((a - b).norm())

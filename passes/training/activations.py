@@ -11,27 +11,39 @@ from planish.ir.module import Function
 from planish.ir.ops import QuantizeActivation, QuantizedLinear
 
 
-def float_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `QuantizeActivation` makes of the rows of x, the codes as floats of x's dtype.
+def float_codes(op: QuantizeActivation, x: torch.Tensor, scaled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the operation makes of the rows of x, the codes as floats of x's dtype.
 
-    The gradient of codes * scale passes straight to x, and the scale has none. A row of zeros passes none on.
+    The gradient of codes * scale passes straight to x. The scale has none of its own, unless `scaled`: then it is as
+    `straight` has it for the scales of weights. A row of zeros passes none on.
     """
-    codes, scale = _Codes.apply(x)  # type: ignore[no-untyped-call]
+    codes, scale = _Codes.apply(x, op, scaled)  # type: ignore[no-untyped-call]
     return codes, scale
 
 
 class _Codes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        codes, scale = QuantizeActivation().evaluate(x)
-        ctx.save_for_backward(scale)
-        ctx.mark_non_differentiable(scale)
+    def forward(ctx: Any, x: torch.Tensor, op: QuantizeActivation, scaled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, scale = op.evaluate(x)
+        ctx.largest = op.largest if scaled else None
+        ctx.save_for_backward(x, scale) if scaled else ctx.save_for_backward(scale)
+        if not scaled:
+            ctx.mark_non_differentiable(scale)
         return codes.to(x.dtype), scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        (scale,) = ctx.saved_tensors
-        return torch.where(scale == 0, 0, gradients[0] / scale)
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        by_codes, by_scale = gradients
+        *kept, scale = ctx.saved_tensors
+        straight = torch.where(scale == 0, 0, by_codes / scale)
+        if ctx.largest is None:
+            return straight, None, None
+        (x,) = kept
+        # By codes = x / scale + error: what the scale is given, less what it takes from the codes.
+        of_scale = by_scale - torch.where(scale == 0, 0, (straight * x).sum(-1, keepdim=True) / scale)
+        place = x.abs().argmax(-1, keepdim=True)
+        at_peak = torch.where(scale == 0, 0, of_scale / ctx.largest * x.gather(-1, place).sign())
+        return straight.scatter_add(-1, place, at_peak), None, None
 
 
 def check_readers(function: Function) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from planish.ir.errors import InputError
 from planish.passes.training.losses import Loss, divergence, next_token_loss
-from planish.passes.training.network import Batch, Network
-from planish.passes.training.options import TrainingOptions
+from planish.passes.training.options import RunOptions
+from planish.passes.training.runnable import Batch, Runnable
 
 
 class Goal:
@@ -22,7 +22,7 @@ class Goal:
         teacher: a network that reads the same inputs, or None.
     """
 
-    def __init__(self, network: Network, options: TrainingOptions, loss: Loss | None, teacher: Network | None) -> None:
+    def __init__(self, network: Runnable, options: RunOptions, loss: Loss | None, teacher: Runnable | None) -> None:
         self._network, self._options, self._loss, self._teacher = network, options, loss, teacher
 
     def __call__(self, batch: Batch, step: int) -> torch.Tensor:

@@ -1,35 +1,27 @@
-"""A function of a module as a `torch.nn.Module` whose weights can be trained.
+"""A function of a module whose weights can be trained.
 
-It runs the operations' own meanings (attention by an equal kernel), so what is trained is the graph that is deployed. What
-is kept of a parameter between two steps is its *master*, float32 (float64 where the parameter is); what operations see is the
-master as its encoding will hold it, with a straight-through gradient: fake-quantised for a grid of levels, rounded for a
-narrower float. Codes of quantised activations pass their gradient straight through as well.
+What is kept of a parameter between two steps is its *master*, float32 (float64 where the parameter is); what operations see
+is the master as its encoding will hold it, with a straight-through gradient: fake-quantised for a grid of levels, rounded for
+a narrower float.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 
 from planish.ir.encodings import Dense, Encoding
 from planish.ir.errors import InputError
-from planish.ir.interpret import Interpreter
-from planish.ir.module import Function, Module, Node, ParamRef, StateRef
-from planish.ir.ops import Attention, QuantizeActivation
+from planish.ir.module import Module, ParamRef
 from planish.ir.params import InMemory, Param
-from planish.passes.training.activations import check_readers, float_codes
-from planish.passes.training.attention import fused_attention
 from planish.passes.training.quantizers import Quantizer, quantizer_of, round_straight
+from planish.passes.training.runnable import Runnable
 from planish.passes.training.tables import tables
 
-Batch: TypeAlias = Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
-"""A call's inputs by name or position. Further tensors, after or besides the inputs, are for the loss."""
 
-
-class Network(torch.nn.Module):
+class Network(Runnable):
     """A function of `module` over trained weights.
 
     Trained are floating parameters that the function reads, but for constant tables (`tables`), parameters in an encoding
@@ -56,10 +48,7 @@ class Network(torch.nn.Module):
         frozen: Sequence[str] = (),
         function: str = "forward",
     ) -> None:
-        super().__init__()
-        self.ir = module
-        self.function = _stateless(module, function)
-        self.inputs = tuple(v.name for v in self.function.inputs)
+        super().__init__(module, function)
         encodings = encodings or {}
         names = dict.fromkeys(r.name for r in self.function.references() if isinstance(r, ParamRef))
         reasons = {name: _not_trained(module.params[name], name in encodings, frozen) for name in names}
@@ -117,21 +106,6 @@ class Network(torch.nn.Module):
             seen = round_straight(master, encoding.dtype)
         return seen.to(self.ir.params[name].type.dtype)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The function's outputs by name. Raises IRError when the inputs do not fit its types."""
-        return _Runner(self).run(self.function.name, inputs).outputs
-
-    def inputs_of(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The function's inputs by name out of a batch; raises InputError when one is missing."""
-        if isinstance(batch, Mapping):
-            missing = [name for name in self.inputs if name not in batch]
-            if missing:
-                raise InputError(f"a batch has no {', '.join(missing)}; the model takes {', '.join(self.inputs)}")
-            return {name: batch[name] for name in self.inputs}
-        if len(batch) < len(self.inputs):
-            raise InputError(f"a batch of {len(batch)} tensors is too short; the model takes {', '.join(self.inputs)}")
-        return dict(zip(self.inputs, batch))
-
     def deployed(self) -> Module:
         """The module with the weights as they are now: each holds, bit for bit, what the operations saw."""
         return self.ir.with_params([self._deployed(self.ir.params[name], e) for name, e in self.encodings.items()])
@@ -144,43 +118,6 @@ class Network(torch.nn.Module):
             return Param(param.name, param.type, encoding, InMemory(quantizer.encoding.packed(rounded)))
         storage = {field: tensor.clone() for field, tensor in encoding.encode(master).items()}
         return Param(param.name, param.type, encoding, InMemory(storage))
-
-
-class _Runner(Interpreter):
-    """Runs the nodes over a network's weights, each made once for all its uses."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__(network.ir)
-        self._network = network
-        self._made: dict[str, torch.Tensor] = {}
-
-    def param(self, name: str) -> torch.Tensor:
-        if name not in self._made:
-            self._made[name] = self._network.weight(name)
-        return self._made[name]
-
-    def evaluate(
-        self, node: Node, operands: tuple[torch.Tensor | None, ...], known: Mapping[str, int]
-    ) -> tuple[torch.Tensor, ...]:
-        if isinstance(node.op, QuantizeActivation):
-            assert operands[0] is not None
-            return float_codes(operands[0])
-        if isinstance(node.op, Attention):
-            fused = fused_attention(node.op.bind(known), operands)
-            if fused is not None:
-                return (fused,)
-        return super().evaluate(node, operands, known)
-
-
-def _stateless(module: Module, name: str) -> Function:
-    """The function of that name, if it can be trained."""
-    if name not in module.functions:
-        raise InputError(f"the model has no function {name!r} to train; it has {', '.join(module.functions)}")
-    function = module.functions[name]
-    if function.updates or any(isinstance(r, StateRef) for r in function.references()):
-        raise InputError(f"function {name!r} keeps states and cannot be trained; only a function without states can")
-    check_readers(function)
-    return function
 
 
 def _not_trained(param: Param, named: bool, frozen: Sequence[str]) -> str:

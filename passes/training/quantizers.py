@@ -38,6 +38,7 @@ import torch
 from planish.ir.encodings import Encoding, Grouped, GroupedInt, Levels
 from planish.ir.encodings.grouped import Rounded
 from planish.ir.errors import InputError
+from planish.passes.training.straight import straight
 
 LEAST_ALPHA = 1e-5
 STRETCHED_CLIP = 0.99
@@ -136,19 +137,6 @@ def quantizer_of(encoding: Encoding, name: str) -> Quantizer:
     )
 
 
-class _Straight(torch.autograd.Function):
-    """Rounded to a narrower dtype and back; the gradient passes as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return x.to(dtype).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
-
-
 def round_straight(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`x` as a storage of `dtype` holds it, in its own dtype; the gradient passes straight through."""
-    rounded: torch.Tensor = x if dtype == x.dtype else _Straight.apply(x, dtype)  # type: ignore[no-untyped-call]
-    return rounded
+    return x if dtype == x.dtype else straight(x, lambda wide: wide.to(dtype).to(wide.dtype))

@@ -11,10 +11,10 @@ import torch
 
 from planish.ir.errors import InputError
 from planish.ir.params import storage_digest
-from planish.passes.training.checkpoint import Saved
+from planish.passes.training.checkpoint import Saved, load_checkpoint, save_checkpoint
 from planish.passes.training.goal import Goal
-from planish.passes.training.network import Batch, Network
-from planish.passes.training.options import TrainingOptions
+from planish.passes.training.options import RunOptions
+from planish.passes.training.runnable import Batch, Runnable
 from planish.passes.training.uninterrupted import uninterrupted
 
 Progress: TypeAlias = Callable[[int, int, float], None]
@@ -22,12 +22,11 @@ Progress: TypeAlias = Callable[[int, int, float], None]
 
 
 class Run:
-    """Weights, optimiser, random state and place in the data, as they are after `step` steps."""
+    """What is trained, its optimiser, random state and place in the data, as they are after `step` steps."""
 
-    def __init__(self, network: Network, goal: Goal, options: TrainingOptions) -> None:
-        self._network, self._goal, self._options = network, goal, options
+    def __init__(self, network: Runnable, goal: Goal, options: RunOptions, optimiser: torch.optim.Optimizer) -> None:
+        self._goal, self._options, self._optimiser = goal, options, optimiser
         self._trained = network.trained()
-        self._optimiser = torch.optim.AdamW(self._trained.values(), lr=0.0, weight_decay=0.0, fused=True)
         self.step, self._seen, self._random = 0, "", torch.get_rng_state()
 
     def go_on(self, batches: Iterator[Batch], progress: Progress | None, save: Callable[[], None]) -> None:
@@ -91,15 +90,48 @@ class Run:
             )
         tensors = dict(saved.tensors)
         self.step, self._seen, self._random = saved.step, saved.seen, tensors.pop("random")
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(tensors[f"value {name}"])
-                state = {key: tensors.get(f"{key} {name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(" ")
+            if kind == "value":
+                with torch.no_grad():
+                    self._trained[name].copy_(tensor)
+            else:
                 # A parameter that got no gradient yet has no state.
-                if state["step"] is not None:
-                    self._optimiser.state[parameter] = state
+                self._optimiser.state[self._trained[name]][kind] = tensor
         torch.set_rng_state(self._random)
         return batches
+
+
+def carry_out(
+    make: Callable[[], Run],
+    data: Iterable[Batch],
+    seed: int,
+    made_of: Callable[[], dict[str, str]],
+    checkpoint: Path | None,
+    progress: Progress | None,
+) -> None:
+    """A whole run, from where its checkpoint left it, if there is one; see `planish.training.train` for the arguments.
+
+    Args:
+        make: the run before its first step, called with torch's generator seeded.
+        seed: of the generator, which is as before when the run is over.
+        made_of: what decides the result besides the data, see `made_of`; asked for when there is a checkpoint.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        run = make()
+        if checkpoint is None:
+            run.go_on(iter(data), progress, lambda: None)
+            return
+        parts = made_of()
+        started = checkpoint.exists()
+        batches = run.resume(load_checkpoint(checkpoint, parts), data, checkpoint) if started else iter(data)
+        run.go_on(batches, progress, lambda: save_checkpoint(checkpoint, run.saved(), parts))
+
+
+def made_of(**parts: object) -> dict[str, str]:
+    """Digests of what decides the result of a run besides its data, by the words in which a mismatch is reported."""
+    return {key: hashlib.sha256(str(part).encode()).hexdigest() for key, part in parts.items()}
 
 
 def _after(seen: str, batch: Batch) -> str:

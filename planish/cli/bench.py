@@ -46,12 +46,13 @@ def _steps(
     artifact: Path, function: str | None, repeats: int, threads: int | None, plot: Path | None, json: bool
 ) -> None:
     import planish
-    from planish.cli.roofline import check_plot, draw_roofline
+    from planish.cli.picture import check_picture
+    from planish.cli.roofline import WHAT, draw_roofline
     from planish.speed import measure_steps
 
     if plot is not None:
         # What cannot be drawn is refused before anything takes time.
-        check_plot(plot)
+        check_picture(plot, WHAT)
     program = planish.load(artifact, threads=threads)
     found = measure_steps(program, function=function, repeats=repeats, threads=threads)
     if plot is not None:

@@ -14,7 +14,7 @@ import typer
 
 from planish.cli.output import JSON, megabytes, print_json, table
 from planish.cli.source import is_artifact, open_model
-from planish.ir import Module
+from planish.ir import InputError, Module
 from planish.ir.ops import Aten
 
 
@@ -22,9 +22,12 @@ def inspect_model(
     source: Path = typer.Argument(..., help="A checkpoint folder, a .pt2 file, or an artifact's folder."),
     text: bool = typer.Option(False, "--text", help="Print the module's text form on standard output."),
     spaces: bool = typer.Option(False, "--spaces", help="Show which axes are one, and what may be done to them."),
+    draw: Path | None = typer.Option(None, "--draw", help="With --spaces: draw them into a .png or .svg file."),
     json: bool = JSON,
 ) -> None:
     """Show functions, operations, parameters and, of an artifact, the build report."""
+    if draw is not None and not spaces:
+        raise InputError("--draw draws spaces: give --spaces too")
     if is_artifact(source):
         _artifact(source, text, json)
         return
@@ -32,7 +35,7 @@ def inspect_model(
     if spaces:
         from planish.cli.spaces import show_spaces
 
-        show_spaces(module, json)
+        show_spaces(module, json, draw)
     elif text:
         from planish.ir.text import print_module
 

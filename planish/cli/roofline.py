@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from planish.ir import InputError
+from planish.cli.picture import check_picture, write_picture
 
-FORMATS = (".png", ".svg")
+WHAT = "a roofline"
 LABELLED = 5
 """How many different kernels are named, the slowest first."""
-
-
-def check_plot(path: Path) -> None:
-    """Raises InputError when no picture can be drawn into that file."""
-    if path.suffix not in FORMATS:
-        raise InputError(f"{path} is no name of a picture: end it in {' or '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: {path.parent} is no folder")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("a roofline is drawn by matplotlib, which is not installed: pip install planish[plot]")
 
 
 def draw_roofline(found: Mapping[str, Any], path: Path) -> None:
     """Draw what `measure_steps` found: a point for each step that computes, below the roof; written whole or not at all.
 
     Raises:
-        InputError: as `check_plot`, and when the file cannot be written.
+        InputError: as `check_picture`, and when the file cannot be written.
     """
-    check_plot(path)
-    picture = _picture(found, path.suffix.removeprefix("."))
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(picture)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    check_picture(path, WHAT)
+    write_picture(_figure(found), path)
 
 
-def _picture(found: Mapping[str, Any], form: str) -> bytes:
+def _figure(found: Mapping[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -73,9 +46,7 @@ def _picture(found: Mapping[str, Any], form: str) -> bytes:
     axes.grid(True, which="major", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format=form, dpi=150)
-    return buffer.getvalue()
+    return figure
 
 
 def _roof(axes: Any, found: Mapping[str, Any], intensities: Sequence[float]) -> None:

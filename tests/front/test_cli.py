@@ -146,8 +146,21 @@ def test_inspect_spaces(capsys: Captured, network: Path) -> None:
     found = document(capsys, "inspect", network, "--spaces")
     assert all(space["parameters"] for space in found)
     assert {space["family"] for space in found} <= {"fixed", "permutation", "centred", "orthogonal", "general"}
+    hidden = next(space for space in found if len(space["parameters"]) == 3)
+    assert [len(hidden[role]) for role in ("writers", "readers", "carried")] == [2, 1, 0]
     code, out, err = command(capsys, "inspect", network, "--spaces")
     assert code == 0 and out == "" and "permutations" in err
+
+
+def test_draw_spaces(capsys: Captured, network: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code, _, _ = command(capsys, "inspect", network, "--spaces", "--draw", tmp_path / "spaces.svg")
+    drawn = (tmp_path / "spaces.svg").read_text(encoding="utf-8")
+    assert code == 0 and drawn.lstrip().startswith("<?xml") and "permutations" in drawn
+    code, _, err = command(capsys, "inspect", network, "--spaces", "--draw", tmp_path / "spaces.txt")
+    assert code == 1 and "is no name of a picture" in err
+    code, _, err = command(capsys, "inspect", network, "--draw", tmp_path / "spaces.svg")
+    assert code == 1 and "give --spaces too" in err
 
 
 def test_verify_a_recipe(capsys: Captured, network: Path, recipe: Path) -> None:

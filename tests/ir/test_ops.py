@@ -142,8 +142,8 @@ def test_aten_types_and_axis_ties_are_true(overload: str, data: st.DataObject) -
 
 # How many roundings of size |result| + 1 (times the largest operands) separate a result from the promoted one.
 ROUNDINGS = {
-    "attention": 64, "cache_append": 1, "conv2d": 4, "embedding": 0, "gated_activation": 8, "last_token": 0, "layer_norm": 8,
-    "linear": 4, "positions": 0, "quantized_linear": 4, "rms_norm": 8, "rope": 8,
+    "attention": 64, "cache_append": 1, "conv2d": 4, "embedding": 0, "gated_activation": 8, "hadamard": 2, "last_token": 0,
+    "layer_norm": 8, "linear": 4, "positions": 0, "quantized_linear": 4, "rms_norm": 8, "rope": 8,
 }  # fmt: skip
 
 

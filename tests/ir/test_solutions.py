@@ -30,6 +30,21 @@ def test_solutions_have_no_common_divisor() -> None:
     assert list(solutions([], "a")) == [{"a": 1}]
 
 
+@given(st.lists(st.dictionaries(st.sampled_from(UNKNOWNS), st.integers(-3, 3), max_size=4), max_size=8))
+def test_signs_are_solved_modulo_two(equations: list[dict[str, int]]) -> None:
+    """Every solution modulo 2, of which there are few enough to try, is a sum of some of the basis."""
+    found = list(solutions(equations, UNKNOWNS, 2))
+    assert all(set(solution.values()) == {1} for solution in found)
+    sums = {frozenset[str]()}
+    for solution in found:
+        sums |= {of ^ frozenset(solution) for of in sums}
+    for number in range(1 << len(UNKNOWNS)):
+        of = {unknown: number >> place & 1 for place, unknown in enumerate(UNKNOWNS)}
+        solves = all(sum(c * of[u] for u, c in equation.items()) % 2 == 0 for equation in equations)
+        assert solves == (frozenset(u for u in UNKNOWNS if of[u]) in sums)
+    assert len(sums) == 1 << len(found)
+
+
 def _rank(rows: list[list[Fraction]]) -> int:
     """By torch, in float64: coefficients of so few small equations leave no doubt."""
     if not rows:

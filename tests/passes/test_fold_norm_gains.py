@@ -45,6 +45,8 @@ def folded(module: Module) -> tuple[Module, Report]:
         ("llama", {"rms_norm": 5}, ""),
         # Rotary embeddings read the norms of queries and keys.
         ("qwen3", {"rms_norm": 5, "rms_norm+": 4}, "rope is not linear along it"),
+        # The router and every expert read the norms in front of the experts.
+        ("qwen3_moe", {"rms_norm": 5, "rms_norm+": 4}, "rope is not linear along it"),
         ("opt", {"rms_norm": 5}, ""),
         ("gpt2", {"rms_norm": 5}, ""),
         # Norms behind a layer, whose results are added to the residual stream.

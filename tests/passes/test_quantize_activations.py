@@ -1,11 +1,11 @@
-"""int8 activations: where they are put, that maps share them, and how little they lose."""
+"""Integer activations: where they are put, that maps share them, and how little they lose."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from planish.ir import InputError, Interpreter
+from planish.ir import InputError, Interpreter, IRError, Node, TensorType, print_function
 from planish.ir.ops import Linear, QuantizeActivation, QuantizedLinear
 from planish.passes.pass_base import Context
 from planish.passes.quantize import Quantize
@@ -48,6 +48,37 @@ def test_eight_bits_of_activations_lose_little_beside_four_of_weights() -> None:
         y = Interpreter(subject, promote=True).run("forward", inputs)[0]
         errors.append(float((y - exact).norm() / exact.norm()))
     assert errors[0] < errors[1] * 1.2 and errors[1] < errors[0] * 1.2
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_have_the_bits_asked_for_and_use_them(bits: int) -> None:
+    module = Quantize().apply(tiny_decoder(**WIDE), Context()).module
+    result = QuantizeActivations(bits=bits).apply(module, Context()).module
+    seen: list[int] = []
+
+    def observe(node: Node, results: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(node.op, QuantizeActivation):
+            seen.append(int(results[0].abs().max()))
+
+    inputs = [torch.randint(0, 11, (2, 5)), torch.ones(2, 5, dtype=torch.bool)]
+    Interpreter(result, observe=observe).run("forward", inputs)
+    assert seen and set(seen) == {2 ** (bits - 1) - 1}
+
+
+def test_eight_bits_are_what_a_text_means_that_names_none() -> None:
+    module = Quantize().apply(tiny_decoder(layers=1, **WIDE), Context()).module
+    quantized = [QuantizeActivations(bits=bits).apply(module, Context()).module for bits in (8, 4)]
+    texts = [print_function(each.functions["forward"]) for each in quantized]
+    assert "quantize_activation(" in texts[0] and "bits" not in texts[0]
+    assert "{bits = 4}" in texts[1] and texts[1].replace(" {bits = 4}", "") == texts[0]
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_other_bits_are_refused(bits: int) -> None:
+    with pytest.raises(InputError, match="option 'bits' of pass 'quantize-activations' is"):
+        QuantizeActivations.from_options({"bits": bits})
+    with pytest.raises(IRError, match=f"codes of {bits} bits are not supported; choose 2 to 8"):
+        QuantizeActivation(bits).infer(TensorType(torch.float32, (2, 3)))
 
 
 def test_what_is_no_regular_expression_is_refused() -> None:

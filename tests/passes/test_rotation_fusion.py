@@ -25,6 +25,7 @@ ROTATED = {
     # The stream and the values of each layer.
     "llama": (64, 16, 16),
     "qwen3": (64, 16, 16),
+    "qwen3_moe": (64, 16, 16),
     # Without rotary embeddings queries and keys too.
     "opt": (64, 16, 16, 16, 16),
     "gpt2": (64, 16, 16, 16, 16),

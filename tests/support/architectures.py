@@ -43,6 +43,13 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+# Layers with experts, of which each token is given two.
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {**_GATED, "head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
+}
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {"bert": ("BertConfig", {**_SIZES, "intermediate_size": 96})}
 _BOTH_STACKS = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -74,7 +81,7 @@ def in_both_precisions(name: str, folder: Path) -> tuple[Any, Any]:
 
 def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """The architecture with weights wide enough that its logits differ clearly between tokens."""
-    kind, options = {**CAUSAL, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]
+    kind, options = {**CAUSAL, **MIXTURES, **ENCODERS, **SEQUENCE_TO_SEQUENCE}[name]
     config = getattr(transformers, kind)(**options)
     torch.manual_seed(seed)
     factory = factory_of(name)

@@ -22,9 +22,9 @@ def hold_to_model(model: Model, program: Any, host: Any, prompt: str, tokens: in
     whole = [*ids, *new]
     exact, plain = (_interpreted(model, whole, promote=p) for p in (True, False))
     logits, other = (torch.from_numpy(p.logits(whole)).double() for p in (program, host))
-    bound = 4 * max(float((rounded - exact).abs().max()) for rounded in (plain, other))
-    distance = (logits - exact).abs().amax(1)
-    worst, sharp = float(distance.max()), 4 * float((plain - exact).abs().max())
+    bound = 4 * max(float(_apart(rounded, exact).max()) for rounded in (plain, other))
+    distance = _apart(logits, exact).amax(1)
+    worst, sharp = float(distance.max()), 4 * float(_apart(plain, exact).max())
     steps = exact[len(ids) - 1 : -1]
     best = steps.topk(2).values
     ties = int((best[:, 0] - best[:, 1] < bound).sum())
@@ -35,6 +35,11 @@ def hold_to_model(model: Model, program: Any, host: Any, prompt: str, tokens: in
     assert bool((best[:, 0] - chosen <= bound).all()), figures
     assert len(set(new)) >= distinct, "the model repeats itself, so the test shows nothing"
     return figures
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """How far logits are from each other; those that are minus infinity in both are not."""
+    return torch.where(a == b, 0.0, (a - b).abs())
 
 
 def _interpreted(model: Model, ids: list[int], *, promote: bool) -> torch.Tensor:

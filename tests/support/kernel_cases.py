@@ -37,6 +37,7 @@ from planish.ir.ops import (
     Conv2d,
     Embedding,
     GatedActivation,
+    Hadamard,
     LayerNorm,
     Linear,
     QuantizeActivation,
@@ -59,6 +60,8 @@ class Case:
 
     op: Op
     operands: tuple[TensorType | Param | None, ...]
+    behind: Op | None = None
+    """What makes the first operand of what is given, of the same type."""
 
     @property
     def types(self) -> tuple[TensorType | None, ...]:
@@ -70,6 +73,8 @@ class Case:
             o if o is None else ParamRef(o.name, o.type) if isinstance(o, Param) else builder.input(f"x{n}", o)
             for n, o in enumerate(self.operands)
         ]
+        if self.behind is not None:
+            inputs[0] = builder.emit(self.behind, inputs[0])
         node = builder.node(self.op, *inputs)
         return builder.finish(node.outputs, [f"y{n}" for n in range(len(node.outputs))])
 
@@ -146,6 +151,10 @@ CASES: dict[str, Case] = {
     "layer_norm": Case(LayerNorm(1e-5), (tensor(3, 37), weight("gain2", 37), weight("shift2", 37))),
     "softmax": Case(aten("softmax.int", Slot(0), -1), (tensor(3, 5, 37),)),
     "rope": Case(Rope(), (tensor(2, 5, 3, 16), tensor(2, 5, dtype=I64), dense_param("frequencies", torch.rand(8)))),
+    **{
+        f"hadamard_{block}_{width}": Case(Hadamard(block), (tensor(3, width),))
+        for block, width in ((2, 6), (12, 12), (32, 96), (56, 168), (100, 100), (160, 160), (1024, 1024), (1216, 2432))
+    },
     "embedding": Case(Embedding(), (tensor(2, 9, dtype=I64), weight("table", 23, 37))),
     "gated": Case(GatedActivation("silu"), (tensor(3, 37), tensor(3, 37))),
     "gated_joined": Case(GatedActivation("gelu_tanh"), (tensor(3, 74), None)),
@@ -159,6 +168,9 @@ CASES: dict[str, Case] = {
 # The integer kernels: what quantises, and what multiplies, with real scales and with scales of one.
 INTEGERS: dict[str, Case] = {
     "quantize": Case(QuantizeActivation(), (tensor(5, 96),)),
+    # Sums in pairs are the same everywhere, so that no code falls to the other side of a half.
+    "transform_and_quantize": Case(QuantizeActivation(), (tensor(5, 192),), behind=Hadamard(64)),
+    "quantize_4_bits": Case(QuantizeActivation(4), (tensor(5, 96),)),
     **{
         f"int4_{rows}_{columns}_{group}_{unit}": low_bit_linear(
             rows, columns, features, GroupedInt(4, group, F32 if unit else torch.float16), unit
@@ -232,5 +244,5 @@ def drawn(names: Sequence[str], count: int) -> dict[str, Case]:
 
 @cache
 def everything() -> dict[str, Case]:
-    without_weights = ["attention", "gated_activation", "last_token", "positions"]
+    without_weights = ["attention", "gated_activation", "hadamard", "last_token", "positions"]
     return {**CASES, **INTEGERS, **DECODED, **drawn(sorted(ATEN_SAMPLES), 1), **drawn(without_weights, 2)}

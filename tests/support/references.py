@@ -22,11 +22,12 @@ def _linear(op: Any, x: Array, weight: Array, bias: Array | None) -> tuple[Array
 
 def _quantize(op: Any, x: Array) -> tuple[Array, ...]:
     codes, scales = np.zeros(x.shape), np.zeros((*x.shape[:-1], 1))
+    largest = 2 ** (op.bits - 1) - 1
     for row in np.ndindex(*x.shape[:-1]):
         peak = max(abs(v) for v in x[row])
-        scales[row] = peak / 127
+        scales[row] = peak / largest
         if peak:
-            codes[row] = [round(v / (peak / 127)) for v in x[row]]
+            codes[row] = [round(v / (peak / largest)) for v in x[row]]
     return codes, scales
 
 
@@ -68,6 +69,28 @@ def _gated(op: Any, gate: Array, up: Array | None) -> tuple[Array, ...]:
         half = gate.shape[-1] // 2
         gate, up = gate[..., :half], gate[..., half:]
     return (np.vectorize(_ACTIVATIONS[op.activation], otypes=[float])(gate) * up,)
+
+
+def _hadamard(op: Any, x: Array) -> tuple[Array, ...]:
+    """Of orders that are a power of two, times a prime plus one where that is 3 modulo 4 (Paley's first construction)."""
+    prime = 11 if op.block % 3 == 0 else 19 if op.block % 5 == 0 else 0
+    squares = {n * n % prime for n in range(1, prime)} if prime else set()
+
+    def paley(k: int, n: int) -> int:
+        if k == n or k == 0 or n == 0:
+            return -1 if k > n == 0 else 1
+        return 1 if (k - n) % prime in squares else -1
+
+    power = op.block // (prime + 1) if prime else op.block
+    matrix = np.array([
+        [
+            (-1) ** bin(i % power & j % power).count("1") * (paley(i // power, j // power) if prime else 1)
+            for j in range(op.block)
+        ]
+        for i in range(op.block)
+    ])  # fmt: skip
+    blocks = x.reshape(*x.shape[:-1], -1, op.block)
+    return (np.einsum("ij,...j->...i", matrix, blocks).reshape(x.shape) / math.sqrt(op.block),)
 
 
 def _embedding(op: Any, ids: Array, table: Array) -> tuple[Array, ...]:
@@ -188,6 +211,7 @@ REFERENCES: dict[str, Reference] = {
     "conv2d": _conv2d,
     "embedding": _embedding,
     "gated_activation": _gated,
+    "hadamard": _hadamard,
     "last_token": _last_token,
     "layer_norm": _layer_norm,
     "linear": _linear,

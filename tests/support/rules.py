@@ -10,6 +10,7 @@ import torch
 
 from planish.ir import Builder, Chooser, Function, Module, Operand, Rewriter, Value
 from planish.ir.ops import Slot, aten
+from planish.passes.freeze_gates import FreezeGates
 from planish.passes.pass_base import Context
 from planish.passes.registry import PASSES, pass_class
 from planish.passes.rewrite import RewritePass, Rule
@@ -37,7 +38,7 @@ def registered_rules() -> Iterator[tuple[str, Rule]]:
     """Every rule of every registered pass that is made of rules, with the pass's name."""
     for name in PASSES:
         found = pass_class(name)
-        if issubclass(found, RewritePass):
+        if issubclass(found, (RewritePass, FreezeGates)):
             yield from ((name, rule) for rule in found().rules(Context()))
 
 

@@ -21,8 +21,9 @@ def tiny_decoder(
     layers: int = 2,
     window: int | None = None,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Module:
-    """A module with `forward(input_ids, attention_mask) -> logits`, float32, random weights from `seed`."""
+    """A module with `forward(input_ids, attention_mask) -> logits`, random weights from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden), "norm": (hidden,)}
     for layer in range(layers):
@@ -37,8 +38,8 @@ def tiny_decoder(
             f"{layer}.up": (inner, hidden),
             f"{layer}.down": (hidden, inner),
         }
-    params = [dense_param(n, torch.randn(s, generator=generator) * 0.4) for n, s in shapes.items()]
-    params.append(dense_param("inv_freq", 100.0 ** (-torch.arange(size // 2) / (size // 2))))
+    params = [dense_param(n, torch.randn(s, generator=generator).to(dtype) * 0.4) for n, s in shapes.items()]
+    params.append(dense_param("inv_freq", 100.0 ** (-torch.arange(size // 2, dtype=dtype) / (size // 2))))
     module = Module({}, {p.name: p for p in params})
 
     b = Builder("forward")

@@ -26,9 +26,9 @@ def compiled(config: QuantizeActivation) -> Any:
     return tvm.compile(quantize_activation(config), target=target)["quantize_activation"]
 
 
-def apply(tile: FloatTile, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def apply(tile: FloatTile, x: torch.Tensor, largest: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
     codes, scale = torch.full(x.shape, 99, dtype=torch.int8), torch.full((x.shape[0], 1), float("nan"))
-    compiled(QuantizeActivation(x.shape[1], tile))(x, codes, scale)
+    compiled(QuantizeActivation(x.shape[1], tile, largest))(x, codes, scale)
     return codes, scale
 
 
@@ -39,13 +39,16 @@ def apply(tile: FloatTile, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     features=st.sampled_from([1, 5, 8, 16, 37, 64]),
     exponent=st.integers(-45, 38),
     seed=st.integers(0, 2**31),
+    bits=st.sampled_from([2, 4, 8]),
 )
-def test_bits_are_those_of_the_op(tile: FloatTile, rows: int, features: int, exponent: int, seed: int) -> None:
+def test_bits_are_those_of_the_op(
+    tile: FloatTile, rows: int, features: int, exponent: int, seed: int, bits: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, features, generator=generator).clamp(-3, 3) * 10.0**exponent
     x[torch.rand(rows, generator=generator) < 0.2] = 0
-    expected = QuantizeActivationOp().evaluate(x)
-    for result, wanted in zip(apply(tile, x), expected, strict=True):
+    op = QuantizeActivationOp(bits)
+    for result, wanted in zip(apply(tile, x, op.largest), op.evaluate(x), strict=True):
         assert torch.equal(result, wanted)
 
 
@@ -85,3 +88,9 @@ def test_rows_on_several_threads_have_the_same_bits(tile: FloatTile) -> None:
 def test_rows_without_features_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         QuantizeActivation(0, FLOAT_TILES[0])
+
+
+@pytest.mark.parametrize("largest", [0, 128])
+def test_codes_of_more_than_a_byte_are_refused(largest: int) -> None:
+    with pytest.raises(ValueError, match=f"a largest code of {largest} is not supported: it is from 1 to 127"):
+        QuantizeActivation(8, FLOAT_TILES[0], largest)

@@ -178,7 +178,8 @@ OTHERS: dict[str, Case] = {
 }
 
 QUANTISED: dict[str, Case] = {
-    f"quantize_{features}": Case(QuantizeActivation(), (tensor(M, features),)) for features in (1, 37, 96, 2048)
+    f"quantize_{features}_{bits}": Case(QuantizeActivation(bits), (tensor(M, features),))
+    for features, bits in ((1, 8), (37, 8), (37, 4), (96, 8), (96, 2), (2048, 8))
 }
 CASES = {**PRODUCTS, **OTHERS, **QUANTISED}
 
