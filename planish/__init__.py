@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from planish.compression import compress as compress
     from planish.exporting import export as export
     from planish.model import Model as Model
+    from planish.rotations import learn_rotations as learn_rotations
     from planish.tracing import trace as trace
     from planish.training import train as train
     from planish.verification import verify as verify
@@ -35,6 +36,7 @@ _NAMES = {
     "build": "planish.building",
     "compress": "planish.compression",
     "export": "planish.exporting",
+    "learn_rotations": "planish.rotations",
     "load": "planish.building",
     "prepare": "planish.building",
     "trace": "planish.tracing",
@@ -42,7 +44,9 @@ _NAMES = {
     "verify": "planish.verification",
 }
 
-__all__ = ["Model", "__version__", "build", "compress", "export", "load", "prepare", "trace", "train", "verify"]
+__all__ = [
+    "Model", "__version__", "build", "compress", "export", "learn_rotations", "load", "prepare", "trace", "train", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -71,15 +71,15 @@ def test_the_loss_has_two_parts(weight: float) -> None:
         assert abs(losses[0] - expected) <= 4 * 2.0**-24 * expected
 
 
-def test_int8_activations_are_in_the_training_and_in_the_result() -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integer_activations_are_in_the_training_and_in_the_result(bits: int) -> None:
     module = derive(tiny_decoder(**WIDE), Inputs())
     encodings = stretched(module)
-    trained = train_module(module, batches(), encodings, options(activations="int8"))
+    trained = train_module(module, batches(), encodings, options(activations=f"int{bits}"))
     for name, function in trained.functions.items():
         products = [n for n in function.nodes if isinstance(n.op, QuantizedLinear)]
-        assert len(products) == len(encodings) and any(isinstance(n.op, QuantizeActivation) for n in function.nodes), (
-            name
-        )
+        codes = [n.op.bits for n in function.nodes if isinstance(n.op, QuantizeActivation)]
+        assert len(products) == len(encodings) and set(codes) == {bits}, name
         assert sum(isinstance(n.op, Linear) for n in function.nodes) == 1
     assert not same(trained, train_module(module, batches(), encodings, options()))
 

@@ -139,12 +139,13 @@ def test_gradients_of_dense_weights_are_those_of_the_interpreter(tied: bool) -> 
         assert grad is not None and leaf.grad is not None and torch.equal(grad, leaf.grad)
 
 
-def test_quantised_activations_pass_gradients_straight() -> None:
+@pytest.mark.parametrize("op", [QuantizeActivation(), QuantizeActivation(4)], ids=str)
+def test_quantised_activations_pass_gradients_straight(op: QuantizeActivation) -> None:
     """For one linear map: x gets what it would get of a float product, the weight what the rounded rows give it."""
     b, weight = Builder("forward"), inputs(2)
     module = Module({}, {"w": dense_param("w", weight)})
     x = b.input("x", TensorType(torch.float32, (4, 6)))
-    codes, scale = b.node(QuantizeActivation(), x).outputs
+    codes, scale = b.node(op, x).outputs
     module = module.with_function(
         b.finish([b.emit(QuantizedLinear(), codes, scale, module.param_ref("w"), None)], ["y"])
     )
@@ -153,7 +154,7 @@ def test_quantised_activations_pass_gradients_straight() -> None:
     leaf = rows.clone().requires_grad_()
     upstream = torch.randn(4, 4, generator=torch.Generator().manual_seed(4))
     network({"x": leaf})["y"].backward(upstream)
-    stored, factor = QuantizeActivation().evaluate(rows)
+    stored, factor = op.evaluate(rows)
     expected_x, expected_w = upstream @ weight, (upstream * factor).T @ stored.float()
     expected_x[2] = 0
     assert leaf.grad is not None and network.trained()["weight:w"].grad is not None

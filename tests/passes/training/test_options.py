@@ -42,7 +42,7 @@ def test_the_schedule_is_transformers(steps: int, warmup: int, peak: float) -> N
         ({"steps": 3, "clip": -1.0}, "option 'clip' of training is -1.0"),
         ({"steps": 3, "distillation": 1.5}, "option 'distillation' of training is 1.5"),
         ({"steps": 3, "temperature": 0.0}, "option 'temperature' of training is 0.0"),
-        ({"steps": 3, "activations": "int4"}, "option 'activations' of training is 'int4'"),
+        ({"steps": 3, "activations": "int9"}, "option 'activations' of training is 'int9'"),
         ({"steps": 3, "learnig_rate": 0.1}, "training has no option 'learnig_rate'; did you mean 'learning_rate'?"),
         ({"steps": 3, "warmup": 3}, "a warmup of 3 steps leaves none of 3 to train; shorten it"),
     ],
