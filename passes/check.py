@@ -26,7 +26,7 @@ from planish.passes.checking.regions import Excuse, Ignore, RegionCheck
 from planish.passes.checking.suggest import suggest
 from planish.passes.checking.whole import WholeRuns, check_whole, first_divergence
 from planish.passes.contract import Contract, Lossy, Refines
-from planish.passes.pass_base import Correspondence
+from planish.passes.pass_base import Carried, Correspondence
 
 SMALL_MODEL = 64 << 20
 
@@ -89,18 +89,25 @@ class Checker:
         self._runs = WholeRuns()
 
     def check(
-        self, before: Module, after: Module, contract: Contract, correspondence: Mapping[str, Correspondence]
+        self,
+        before: Module,
+        after: Module,
+        contract: Contract,
+        correspondence: Mapping[str, Correspondence],
+        carried: Mapping[str, Mapping[Value, Carried]] | None = None,
     ) -> Outcome:
         """Compare every function that both modules have. Failures are in the outcome, not raised.
+
+        `correspondence` and `carried` are what the pass says of values (`PassResult`).
 
         Raises PlanishError when the source itself cannot be run.
         """
         started = time.perf_counter()
         outcome = Outcome()
         for task in self._tasks(before, after, contract):
-            claims = correspondence.get(task.name, {})
+            claims, images = correspondence.get(task.name, {}), (carried or {}).get(task.name, {})
             with _threads_for(task.nbytes):
-                outcome = _merged(outcome, self._function(task, claims))
+                outcome = _merged(outcome, self._function(task, claims, images))
         added = tuple(name for name in after.functions if name not in before.functions)
         return replace(outcome, added=added, seconds=time.perf_counter() - started)
 
@@ -121,11 +128,11 @@ class Checker:
         count = self.options.probes or (2 if task.nbytes <= SMALL_MODEL else 1)
         return [make_probe(task.before, task.source, number, self.seed) for number in range(count)]
 
-    def _function(self, task: _Task, claims: Correspondence) -> Outcome:
+    def _function(self, task: _Task, claims: Correspondence, images: Mapping[Value, Carried]) -> Outcome:
         if task.missing:
             return Outcome(skipped=(f"{task.name}: parameters without data cannot be computed with",))
         lossy = isinstance(task.contract, Lossy)
-        alignment = Alignment(task.before, task.after, task.source, task.result, claims)
+        alignment = Alignment(task.before, task.after, task.source, task.result, claims, images)
         regions = [] if lossy else alignment.regions()
         if not regions and not lossy:
             return Outcome()
@@ -137,7 +144,7 @@ class Checker:
             regions = alignment.regions()
         outcome = Outcome()
         for probe in probes:
-            checked = self._regions(task, regions, probe)
+            checked = self._regions(task, regions, probe, images)
             whole = self._whole(task, probe)
             outcome = _merged(outcome, _merged(Outcome(tuple(checked), diverging=_first_failed(checked, told)), whole))
             if whole.failures and not outcome.diverging and not lossy:
@@ -149,12 +156,14 @@ class Checker:
                 break
         return outcome
 
-    def _regions(self, task: _Task, regions: list[Region], probe: Probe) -> list[RegionOutcome]:
+    def _regions(
+        self, task: _Task, regions: list[Region], probe: Probe, images: Mapping[Value, Carried]
+    ) -> list[RegionOutcome]:
         ignore = _ignore(task, probe)
         return RegionCheck(
             task.before, task.after, task.source, regions, probe,
             budget=self.options.region_bytes, ignore=ignore, working=self.options.working_dtypes,
-            excuse=self._excuse(task, probe, ignore) if isinstance(task.contract, Refines) else None,
+            excuse=self._excuse(task, probe, ignore) if isinstance(task.contract, Refines) else None, carried=images,
         ).run()  # fmt: skip
 
     def _whole(self, task: _Task, probe: Probe) -> Outcome:

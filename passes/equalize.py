@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 
 from planish.ir.encodings import Dense
-from planish.ir.module import Module
+from planish.ir.module import Module, Value
 from planish.ir.spaces.action import act, largest
 from planish.ir.spaces.analysis import Space, Spaces, Tensor, find_spaces
 from planish.ir.spaces.terms import Term
 from planish.passes.param_changes import Change, changed
-from planish.passes.pass_base import Context, Correspondence, Pass, PassResult
+from planish.passes.pass_base import Carried, Context, Correspondence, Pass, PassResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +71,17 @@ class Equalize(Pass):
         params = [changed(module.params[name], name, tuple(of)) for name, of in changes.items()]
         scaled = {tensor for plan in plans for tensor in plan.exponents}
         correspondence: dict[str, Correspondence] = {}
+        carried: dict[str, dict[Value, Carried]] = {}
         for name, function in module.functions.items():
             correspondence[name] = {v: v for v in function.values if v not in scaled}
+            carried[name] = {v: _carried(found, plans, v) for v in function.values if v in scaled}
         spread = {
             f"octaves of spread {when}": round(sum(getattr(p, when) for p in plans) / len(plans), 3)
             for when in ("before", "after")
         }
         return PassResult(
             module.with_params(params), len(plans), correspondence, tuple(dict.fromkeys(refusals)),
-            {"spaces equalised": len(plans), "parameters scaled": len(params), **spread},
+            {"spaces equalised": len(plans), "parameters scaled": len(params), **spread}, carried=carried,
         )  # fmt: skip
 
     def _plan(
@@ -152,8 +154,21 @@ def _terms(spaces: Spaces, module: Module, name: str) -> list[Term]:
 
 
 def _change(spaces: Spaces, space: Space, tensor: Tensor, exponents: torch.Tensor) -> Change:
-    def make(value: torch.Tensor) -> torch.Tensor:
-        terms = [spaces.term(tensor, axis) for axis in range(value.ndim)]
-        return act(value, terms, space.atom, torch.ldexp(torch.ones(len(exponents), dtype=value.dtype), exponents))
+    return Change(("equalise", space.atom), lambda value: _scaled(spaces, space, tensor, exponents, value))
 
-    return Change(("equalise", space.atom), make)
+
+def _scaled(spaces: Spaces, space: Space, tensor: Tensor, exponents: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    powers = torch.ldexp(torch.ones(len(exponents), dtype=value.dtype), exponents)
+    return act(value, spaces.terms(tensor), space.atom, powers)
+
+
+def _carried(spaces: Spaces, plans: Sequence[_Plan], value: Value) -> Carried:
+    """What a value becomes: itself times the powers of two of all plans that scale it. Powers of two round nothing."""
+
+    def image(tensor: torch.Tensor) -> torch.Tensor:
+        for plan in plans:
+            if value in plan.exponents:
+                tensor = _scaled(spaces, plan.space, value, plan.exponents[value], tensor)
+        return tensor
+
+    return Carried(value, image, image)

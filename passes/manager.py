@@ -137,7 +137,7 @@ class PassManager:
         if self.checker is None:
             return None
         self.context.progress((number + 0.5) / len(self.passes), f"checking {step.name}")
-        outcome = self.checker.check(module, result.module, step.contract, result.correspondence)
+        outcome = self.checker.check(module, result.module, step.contract, result.correspondence, result.carried)
         faults = outcome.failures
         if not faults:
             faults = list(step.ensures(module, result.module, self.context))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planish.ir.errors import InputError, PlanishError
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
 Correspondence: TypeAlias = Mapping[Value, Operand]
 """Values of the source function with the operands of the result that hold the same value. `Rewriter.correspondence`
 and `rewrite` record it; the checker cuts both functions at these pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """An operand of the result that holds a linear image of what a value of the source holds: turned, scaled, cut.
+
+    Attributes:
+        operand: of the result.
+        image: from what the source's value holds to what the operand holds, both float64.
+        bound: from bounds on the elements of the one to bounds on those of the other.
+        terms: how many products the image adds up for an element; 0 when it rounds nothing.
+    """
+
+    operand: Operand
+    image: Callable[[torch.Tensor], torch.Tensor]
+    bound: Callable[[torch.Tensor], torch.Tensor]
+    terms: int = 0
 
 
 class PassError(PlanishError):
@@ -71,6 +89,7 @@ class PassResult:
         matches: how often the pass found what it looks for and rewrote it.
         correspondence: by function name, which values stand for which; may be left empty, then the checker finds what
             the two functions share by structure alone.
+        carried: by function name, operands that hold an image of a value; the checker cuts there too.
         refusals: sentences saying where the pass did nothing, and why.
         details: figures for the report.
     """
@@ -78,6 +97,7 @@ class PassResult:
     module: Module
     matches: int
     correspondence: Mapping[str, Correspondence] = field(default_factory=dict)
+    carried: Mapping[str, Mapping[Value, Carried]] = field(default_factory=dict, kw_only=True)
     refusals: tuple[str, ...] = ()
     details: Mapping[str, str | int | float] = field(default_factory=dict)
 

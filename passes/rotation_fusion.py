@@ -20,7 +20,7 @@ from planish.ir.spaces.laws import Family
 from planish.ir.spaces.terms import atoms
 from planish.passes.linear_ways import operation
 from planish.passes.param_changes import Change, changed
-from planish.passes.pass_base import Context, Correspondence, Pass, PassResult
+from planish.passes.pass_base import Carried, Context, Correspondence, Pass, PassResult
 
 Kind: TypeAlias = Literal["hadamard", "random"]
 Which: TypeAlias = Literal["all", "normed", "free"]
@@ -157,10 +157,35 @@ def rotated(module: Module, found: Rotatable, rotations: Sequence[Orthogonal]) -
     for name, function in module.functions.items():
         untouched = (v for v in function.values if atoms_rotated.isdisjoint(_atoms_of(found.spaces, v)))
         correspondence[name] = {v: v for v in untouched}
+    carried = {
+        name: {v: c for v in function.values if (c := _carried(found, v, rotations)) is not None}
+        for name, function in module.functions.items()
+    }
     return PassResult(
         module.with_params(params), len(found.chosen), correspondence, found.refusals,
-        {"spaces rotated": len(found.chosen), "parameters rotated": len(params)},
+        {"spaces rotated": len(found.chosen), "parameters rotated": len(params)}, carried=carried,
     )  # fmt: skip
+
+
+def _carried(found: Rotatable, value: Value, rotations: Sequence[Orthogonal]) -> Carried | None:
+    """What a value becomes: itself, turned in all spaces that it has; None where it has none."""
+    having = _atoms_of(found.spaces, value)
+    turned = [(space.atom, r.matrix) for space, r in zip(found.chosen, rotations, strict=True) if space.atom in having]
+    if not turned:
+        return None
+    terms = found.spaces.terms(value)
+
+    def image(tensor: torch.Tensor) -> torch.Tensor:
+        for atom, matrix in turned:
+            tensor = act(tensor, terms, atom, matrix)
+        return tensor
+
+    def bound(errors: torch.Tensor) -> torch.Tensor:
+        for atom, matrix in turned:
+            errors = act(errors, terms, atom, matrix.abs())
+        return errors
+
+    return Carried(value, image, bound, sum(len(matrix) for _, matrix in turned))
 
 
 def _change(found: Rotatable, name: str, number: int, rotation: Orthogonal) -> Change:

@@ -48,7 +48,7 @@ def learn_rotations(
     loss: Loss | None = None,
     checkpoint: Path | str | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-    check: bool = False,
+    check: bool = True,
 ) -> Model:
     """Rotate the spaces of a model so that it loses as little as can be by the quantisation that follows.
 
@@ -73,8 +73,7 @@ def learn_rotations(
         checkpoint: a file. If it is there, the run goes on from it; it is kept up to date every `options.checkpoint_every`
             steps, at the end, and when the run is interrupted.
         progress: called after each step with the number of finished steps, of all steps, and the loss.
-        check: hold the rotated model to the contract of `rotation-fusion` on probe inputs. Matrices are orthogonal up to
-            1e-12 by themselves; the check takes a deep network for one region, whose rounding it may find too large to tell.
+        check: hold the rotated model to the contract of `rotation-fusion` on probe inputs.
 
     Returns:
         The model, its report saying what was rotated and what was not, and why.

@@ -2,10 +2,11 @@
 
 Values of the source are matched with values of the result by structure alone (equal operations on matched operands) and
 by what the pass says (its correspondence). Whatever structure does not confirm becomes an obligation: this value of the
-source must equal that operand of the result. Each obligation is cut out as a region whose inputs are matched values.
+source must equal that operand of the result, or have it as its image (`Carried`). Each obligation is cut out as a region
+whose inputs are matched values.
 
-Why checking every region proves the whole: in the result's topological order, each matched value equals its counterpart
-because its operands do, or because its own region was checked with the source's values at the cut.
+Why checking every region proves the whole: in the result's topological order, each matched value equals its counterpart,
+or has it as its image, because its operands do, or because its own region was checked with the source's values at the cut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from planish.ir.module import Function, Module, Node, Operand, ParamRef, StateRef, Value
 from planish.ir.structural_hash import param_key
 from planish.passes.graph import is_deterministic
-from planish.passes.pass_base import Correspondence
+from planish.passes.pass_base import Carried, Correspondence
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,15 @@ class Alignment:
     """Matches one function of a module with its counterpart in another module."""
 
     def __init__(
-        self, before: Module, after: Module, source: Function, result: Function, claims: Correspondence
+        self,
+        before: Module,
+        after: Module,
+        source: Function,
+        result: Function,
+        claims: Correspondence,
+        carried: Mapping[Value, Carried] | None = None,
     ) -> None:
-        self.source, self.result = source, result
+        self.source, self.result, self.carried = source, result, carried or {}
         self._same_params = {n for n, p in before.params.items() if n in after.params and _same(p, after.params[n])}
         self._interned: dict[Any, int] = {}
         self._known: dict[Any, tuple[int, ...]] = {}
@@ -96,12 +103,18 @@ class Alignment:
             self._origin[self.image[value]] = value
         for node in self.source.nodes:
             ids = [None if i is None else self.source_id(i) for i in node.inputs]
-            complete = all(i is None or n is not None for i, n in zip(node.inputs, ids))
+            # That an operation is the same proves nothing where an operand holds an image of the source's.
+            plain = all(i not in self.carried for i in node.inputs if isinstance(i, Value))
+            complete = plain and all(i is None or n is not None for i, n in zip(node.inputs, ids))
             found = self._known.get((node.op.key(), *ids)) if complete else None
             for number, value in enumerate(node.outputs):
                 by_structure = None if found is None else found[number]
                 claimed = self.result_id(claims[value]) if value in claims else None
-                if by_structure is not None and claimed in (None, by_structure):
+                if value in self.carried:
+                    image = self.carried[value].operand
+                    self.image[value] = self.result_id(image)  # type: ignore[assignment]
+                    self._obligations[value] = (value, image)
+                elif by_structure is not None and claimed in (None, by_structure):
                     self.image[value] = by_structure
                     self._origin.setdefault(by_structure, value)
                 elif claimed is not None:

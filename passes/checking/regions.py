@@ -23,6 +23,7 @@ from planish.passes.checking.alignment import Region
 from planish.passes.checking.compare import Comparison, by_float32, in_working_dtype, within_bounds
 from planish.passes.checking.outcome import CHECKED, COMPARED, FAILED, SKIPPED, RegionOutcome
 from planish.passes.checking.probes import Probe
+from planish.passes.pass_base import Carried
 
 Ignore = Callable[[TensorType], "torch.Tensor | None"]
 """For a result's type, a mask of the elements that the contract leaves open, or None."""
@@ -48,6 +49,7 @@ class Side:
     nodes: tuple[Node, ...]
     feeds: Mapping[Value, torch.Tensor]
     probe: Probe
+    errors: Mapping[Value, torch.Tensor] = field(default_factory=dict)
     cache: dict[tuple[str, torch.dtype | None], Bounded] = field(default_factory=dict)
 
     def _prepare(self, compute: torch.dtype | None) -> Callable[[Op], Op]:
@@ -56,7 +58,8 @@ class Side:
 
     def rounded(self) -> Side:
         """The same side, fed with values rounded to their declared dtypes."""
-        return Side(self.module, self.nodes, {v: t.to(v.type.dtype) for v, t in self.feeds.items()}, self.probe)
+        feeds = {v: t.to(v.type.dtype) for v, t in self.feeds.items()}
+        return Side(self.module, self.nodes, feeds, self.probe)
 
     @staticmethod
     def _tensor(tensor: torch.Tensor, compute: torch.dtype | None) -> torch.Tensor:
@@ -81,7 +84,7 @@ class Side:
 
     def bounded(self, wanted: list[Operand], compute: torch.dtype | None, coarsest: float = math.inf) -> list[Bounded]:
         """The wanted operands with their bounds; raises NoBound when an operator has none."""
-        feeds = {v: Bounded(self._tensor(t, compute)) for v, t in self.feeds.items()}
+        feeds = {v: Bounded(self._tensor(t, compute), self.errors.get(v)) for v, t in self.feeds.items()}
         # Without a compute dtype the declared ones hold, and with them torch's own default.
         with default_dtype(compute or torch.float32):
             known = run_bounded(self.nodes, feeds, lambda o: self._read(o, compute), self._prepare(compute), coarsest)
@@ -109,7 +112,9 @@ class RegionCheck:
     def __init__(
         self, before: Module, after: Module, source: Function, regions: list[Region], probe: Probe, *,
         budget: int, ignore: Ignore, working: bool, excuse: Excuse | None = None,
+        carried: Mapping[Value, Carried] | None = None,
     ) -> None:  # fmt: skip
+        self._carried = carried or {}
         self.before, self.after, self.source, self.probe = before, after, source, probe
         self.budget, self.ignore, self.working, self.excuse = budget, ignore, working, excuse
         self.outcomes: list[RegionOutcome] = []
@@ -157,9 +162,11 @@ class RegionCheck:
             sentence = f"its parameters take {size} bytes in float64, more than the budget of {self.budget}"
             return RegionOutcome(place, SKIPPED, sentence=sentence)
         feeds = {v: self._known[v] for v in region.cut}
-        fed = {w: feeds[v] for v, values in region.cut.items() for w in values}
+        images = {v: self._image(v, Bounded(t)) for v, t in feeds.items()}
+        fed = {w: images[v].value for v, values in region.cut.items() for w in values}
+        errors = {w: images[v].bound() for v, values in region.cut.items() if v in self._carried for w in values}
         source = Side(self.before, region.source_nodes, feeds, self.probe)
-        result = Side(self.after, region.result_nodes, fed, self.probe)
+        result = Side(self.after, region.result_nodes, fed, self.probe, errors)
         old, new = [p[0] for p in region.pairs], [p[1] for p in region.pairs]
         try:
             try:
@@ -175,17 +182,29 @@ class RegionCheck:
         self, place: str, region: Region, source: Side, result: Side, old: list[Operand], new: list[Operand]
     ) -> RegionOutcome:
         a, b = source.bounded(old, torch.float64), result.bounded(new, torch.float64)
+        a = [self._image(o, x) for o, x in zip(old, a)]
         found = [within_bounds(x, y, self.ignore(o.type)) for o, x, y in zip(old, a, b)]
         if self.working and not any(f.sentence for f in found) and any(o.type.dtype.is_floating_point for o in old):
             rough, own = source.rounded(), result.rounded()
             exact, coarsest = own.plain(new, torch.float64), _coarsest(region)
-            both = zip(old, rough.bounded(old, None), own.bounded(new, None, coarsest), exact)
+            roughly = [self._image(o, x) for o, x in zip(old, rough.bounded(old, None))]
+            both = zip(old, roughly, own.bounded(new, None, coarsest), exact)
             found += [in_working_dtype(y, e, x, self.ignore(o.type)) for o, x, y, e in both]
         failed = [(o, f) for o, f in zip([*old, *old], found) if f.sentence]
         used, bound = max(f.used for f in found), max(f.bound for f in found)
         if not failed or self._excused(failed):
             return RegionOutcome(place, CHECKED, 0.0 if failed else used, 0.0 if failed else bound)
         return RegionOutcome(place, FAILED, used, bound, failed[0][1].sentence)
+
+    def _image(self, value: Operand, held: Bounded) -> Bounded:
+        """What the result's side holds where the source holds this."""
+        carried = self._carried.get(value) if isinstance(value, Value) else None
+        if carried is None:
+            return held
+        wide = held.value.to(torch.float64)
+        # Each of so many products and sums rounds once, in float64.
+        rounding = carried.terms * 2.0**-52 * wide.abs()
+        return Bounded(carried.image(wide), carried.bound(held.bound() + rounding))
 
     def _excused(self, failed: list[tuple[Operand, Comparison]]) -> bool:
         """Whether what differs is nothing that a promised result depends on."""
@@ -196,6 +215,7 @@ class RegionCheck:
         self, place: str, reason: str, source: Side, result: Side, old: list[Operand], new: list[Operand]
     ) -> RegionOutcome:
         a, b, c = source.plain(old, torch.float64), result.plain(new, torch.float64), source.plain(old, torch.float32)
+        a, c = ([self._image(o, Bounded(x)).value for o, x in zip(old, each)] for each in (a, c))
         used = 0.0
         for operand, x, y, rounded in zip(old, a, b, c):
             difference, allowed, sentence = by_float32(x, y, rounded, self.ignore(operand.type))
