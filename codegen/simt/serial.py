@@ -65,7 +65,9 @@ class SerialBlock(Block):
         assert self._thread is None, "phases do not nest"
         with T.serial(T.int32(self.threads)) as turn:
             # Written as a difference, TVM would divide it wrongly.
-            self._thread = T.bitwise_xor(turn, T.int32(self.threads - 1)) if self.backwards else turn
+            turn = T.bitwise_xor(turn, T.int32(self.threads - 1)) if self.backwards else turn
+            # Bound: a loop's own variable in a condition has TVM prove it again at every index below.
+            self._thread = T.bind(turn)
             yield self._thread
         self._thread = None
 
