@@ -100,3 +100,13 @@ def _laws(op: Aten):  # type: ignore[no-untyped-def]
     indexing = op.indexing(TensorType(torch.float64, (4,)))
     assert indexing is not None
     return indexing.laws
+
+
+def test_a_slice_by_keywords_is_read_as_what_it_is() -> None:
+    x = TensorType(torch.float64, (3, 9))
+    by_place = aten("slice.Tensor", Slot(0), 1, 2, 7)
+    by_name = aten("slice.Tensor", Slot(0), dim=1, start=2, end=7)
+    for op in (by_place, by_name):
+        indexing = op.indexing(x)
+        assert indexing is not None and indexing.operands[0] is not None
+        assert [part.size for part in atoms(indexing.operands[0][1])] == [2, 5, 2]
