@@ -11,32 +11,13 @@ from planish.ir.encodings import Dense
 from planish.ir.module import Module, Node, Operand, ParamRef, Value
 from planish.ir.ops import Linear, aten
 from planish.ir.ops.aten import Slot
-from planish.ir.params import Computed, Param, Storage, dense_param
-from planish.passes.param_changes import unused
+from planish.ir.params import Param, dense_param
+from planish.passes.param_changes import taken, unused
 from planish.passes.pass_base import Correspondence, PassResult
 
 WEIGHT = 1
 Live = tuple["torch.Tensor | None", "torch.Tensor | None"]
 """The rows and the columns of a weight that live; None for all."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """The storage of what lives of a parameter, axis by axis."""
-
-    old: Param
-    live: tuple[torch.Tensor | None, ...]
-
-    def __call__(self) -> Storage:
-        return {name: self._of(tensor).contiguous() for name, tensor in self.old.storage().items()}
-
-    def wide(self) -> torch.Tensor:
-        return self._of(self.old.wide_value())
-
-    def _of(self, tensor: torch.Tensor) -> torch.Tensor:
-        for axis, live in enumerate(self.live):
-            tensor = tensor if live is None else tensor.index_select(axis, live)
-        return tensor
 
 
 @dataclass
@@ -74,10 +55,7 @@ class _Cuts:
 
     def taken(self, ref: ParamRef, live: tuple[torch.Tensor | None, ...]) -> ParamRef:
         """What lives of a parameter, as one of its own."""
-        old = self.module.params[ref.name]
-        type = old.type.with_shape(d if of is None else len(of) for d, of in zip(old.type.shape, live))
-        compute = _Taken(old, live)
-        return self._add(ref.name, "live", Param("", type, old.encoding, Computed(compute, wide=compute.wide)))
+        return self._add(ref.name, "live", taken(self.module.params[ref.name], live))
 
     def indices(self, ref: ParamRef, what: str, values: torch.Tensor) -> ParamRef:
         return self._add(ref.name, what, dense_param("", values))

@@ -18,11 +18,11 @@ from planish.ir.params import Computed, Param, Storage
 from planish.ir.spaces.analysis import Space, Spaces, Tensor
 from planish.ir.spaces.laws import Family
 from planish.ir.spaces.narrowing import Cut, Narrowed, renumber
-from planish.ir.spaces.taking import Staying, mask, size_left, take, touched
+from planish.ir.spaces.taking import Staying, mask, size_left, touched
 from planish.ir.spaces.terms import Term
 from planish.ir.types import TensorType
 from planish.passes.linear_ways import operation
-from planish.passes.param_changes import Change, Read, apply_changes, reading, unused
+from planish.passes.param_changes import Change, Read, apply_changes, reading, taken, unused
 from planish.passes.pass_base import Correspondence
 from planish.passes.rewrite import compose
 
@@ -109,9 +109,9 @@ class _Dropping:
         terms = self._terms(("param", param.name))
         if not any(touched(term, self._staying) for term in terms):
             return param
-        compute = _Taken(param, terms, self._staying)
+        masks = (mask(term, self._staying) for term in terms)
         # Dense (`keeps`), and what stays is what it was: it is stored in the same dtype.
-        return Param(param.name, self._type(param.type, terms), param.encoding, Computed(compute, wide=compute.wide))
+        return taken(param, tuple(None if of is None else of.nonzero().flatten() for of in masks))
 
     def _state(self, state: State) -> State:
         terms = self._terms(("state", state.name))
@@ -191,21 +191,6 @@ class _Dropping:
         name = unused("gain", self._params)
         self._params[name] = Param(name, type, Dense(type.dtype), wanted)
         return ParamRef(name, type)
-
-
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """The storage of a parameter without some indices, read from the old one each time."""
-
-    old: Param
-    terms: tuple[Term, ...]
-    staying: Staying
-
-    def __call__(self) -> Storage:
-        return {field: take(t, self.terms, self.staying).contiguous() for field, t in self.old.storage().items()}
-
-    def wide(self) -> torch.Tensor:
-        return take(self.old.wide_value(), self.terms, self.staying)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,32 @@ from planish.ir.module import Module, Node, Operand, ParamRef, Value
 from planish.ir.params import Computed, Param, Storage
 
 
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """The storage of some indices of a dense parameter, axis by axis, read from the old one each time."""
+
+    old: Param
+    kept: tuple[torch.Tensor | None, ...]
+
+    def __call__(self) -> Storage:
+        return {field: self._of(tensor).contiguous() for field, tensor in self.old.storage().items()}
+
+    def wide(self) -> torch.Tensor:
+        return self._of(self.old.wide_value())
+
+    def _of(self, tensor: torch.Tensor) -> torch.Tensor:
+        for axis, indices in enumerate(self.kept):
+            tensor = tensor if indices is None else tensor.index_select(axis, indices)
+        return tensor
+
+
+def taken(param: Param, kept: tuple[torch.Tensor | None, ...]) -> Param:
+    """A dense parameter with some of its indices: for each axis i64 [how many], None for all. It keeps its name and dtype."""
+    compute = _Taken(param, kept)
+    type = param.type.with_shape(d if of is None else len(of) for d, of in zip(param.type.shape, kept))
+    return Param(param.name, type, param.encoding, Computed(compute, wide=compute.wide))
+
+
 @dataclass(frozen=True)
 class Read:
     """One operand of one node of one function."""
