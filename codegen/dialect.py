@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.claims import claimed
-from planish.codegen.simt.block import Block
+from planish.codegen.simt.block import Block, Box
 from planish.codegen.tiles.float import Expr
 
 
@@ -68,6 +68,14 @@ class Dialect(ABC):
         """Whether every piece of work should be a task, even where there are few, down to one element, neighbours being
         in neighbouring tasks."""
         return False
+
+    def box(self, source: Any, lines: int) -> Box:
+        """Emit outside of kernels, in front of one: what `Block.copy_box` copies.
+
+        Raises:
+            ValueError: where no engine copies boxes.
+        """
+        raise ValueError(f"the dialect {self.name} copies no boxes")
 
     def launch(
         self,

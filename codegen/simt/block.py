@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from planish.codegen.tiles.float import Expr
@@ -22,6 +23,8 @@ WARP = 32
 
 ALIGNMENT = 128
 """Bytes to which each shared buffer is aligned."""
+LINE = 128
+"""Bytes of a line, as group products read them."""
 
 
 def bytes_of(dtype: str) -> int:
@@ -49,6 +52,20 @@ class Registers(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Box:
+    """A rectangle that is copied whole, wherever in a tensor it lies: `lines` lines of LINE bytes.
+
+    Attributes:
+        source: a tensor of bytes of two dimensions, whose rows are a multiple of 16 long.
+        map: what the target knows it by.
+    """
+
+    source: Any
+    lines: int
+    map: Any = None
+
+
 class Block(ABC):
     """The block being emitted.
 
@@ -69,6 +86,10 @@ class Block(ABC):
         """Shared memory: a buffer of one dimension, undefined at first; addresses are multiples of 128 bytes."""
 
     @abstractmethod
+    def shared_again(self, name: str, size: int, dtype: str = "float32") -> Any:
+        """The memory of the first shared buffers for something else, when nobody uses them any more."""
+
+    @abstractmethod
     def phase(self) -> AbstractContextManager[Expr]:
         """``with block.phase() as thread``: what each thread does by itself. `thread` is an int32 expression."""
 
@@ -81,16 +102,21 @@ class Block(ABC):
         """The same for the threads of each warp alone."""
 
     @abstractmethod
-    def gate(self) -> Any:
-        """A barrier in two parts; before it is used, there has to be a `barrier`."""
+    def gates(self, count: int = 1, arrivals: int | None = None) -> Any:
+        """Barriers in two parts, each for so many `arrivals`, or as many as the block has threads. Before they are used,
+        there has to be a `barrier`."""
 
     @abstractmethod
-    def arrive(self, gate: Any) -> None:
-        """Every thread says that it is done with what others wait for, and goes on."""
+    def arrive(self, gates: Any, number: Expr | int = 0) -> None:
+        """The thread says that it is done with what others wait for, and goes on."""
 
     @abstractmethod
-    def pass_gate(self, gate: Any, turn: Expr) -> None:
-        """Wait until every thread has arrived `turn` + 1 times and what they wrote can be read; none arrives again before."""
+    def expect(self, gates: Any, number: Expr | int, bytes: int) -> None:
+        """Within a phase: arrive, and let nobody pass before so many more bytes have been copied."""
+
+    @abstractmethod
+    def pass_gate(self, gates: Any, turn: Expr, number: Expr | int = 0) -> None:
+        """Wait until all have arrived `turn` + 1 times and what they wrote can be read; none arrives again before."""
 
     @abstractmethod
     def wait_for_inputs(self) -> None:
@@ -181,6 +207,17 @@ class Block(ABC):
         self, shared: Any, at: Expr, source: Any, index: tuple[Expr, ...], valid: Expr | None = None
     ) -> None:
         """Within a phase: begin to copy 16 bytes from a tensor into shared memory, zeros where not `valid`."""
+
+    @abstractmethod
+    def copy_box(
+        self, gates: Any, number: Expr | int, shared: Any, at: Expr, box: Box, index: tuple[Expr, Expr]
+    ) -> None:
+        """Within a phase, by one thread: begin to copy the box whose first element has this index, which a gate expects.
+
+        Pieces of 16 bytes of a line are exchanged: piece p of line n lies at p ^ n % 8. Past the end of the tensor are zeros.
+        `at` is a multiple of eight lines. Codes of group products are overwritten only behind a gate that all of their
+        threads arrived at. (PTX: cp.async.bulk.tensor.)
+        """
 
     @abstractmethod
     def commit(self) -> None:

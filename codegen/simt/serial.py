@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import LlvmDialect
 from planish.codegen.math import hold
-from planish.codegen.simt.block import WARP, Block, Registers, bytes_of, rounded_bytes
+from planish.codegen.simt.block import LINE, WARP, Block, Box, Registers, bytes_of, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 
@@ -60,6 +60,10 @@ class SerialBlock(Block):
         self.shared_bytes += rounded_bytes(size, dtype)
         return IRBuilder.name(name, T.alloc_buffer((size,), dtype))
 
+    def shared_again(self, name: str, size: int, dtype: str = "float32") -> Any:
+        assert rounded_bytes(size, dtype) <= self.shared_bytes
+        return IRBuilder.name(name, T.alloc_buffer((size,), dtype))
+
     @contextmanager
     def phase(self) -> Iterator[Expr]:
         assert self._thread is None, "phases do not nest"
@@ -77,13 +81,16 @@ class SerialBlock(Block):
     def warp_barrier(self) -> None:
         pass
 
-    def gate(self) -> Any:
-        return self.shared("gate", 1, "uint64")
+    def gates(self, count: int = 1, arrivals: int | None = None) -> Any:
+        return self.shared("gates", count, "uint64")
 
-    def arrive(self, gate: Any) -> None:
+    def arrive(self, gates: Any, number: Expr | int = 0) -> None:
         pass
 
-    def pass_gate(self, gate: Any, turn: Expr) -> None:
+    def expect(self, gates: Any, number: Expr | int, bytes: int) -> None:
+        pass
+
+    def pass_gate(self, gates: Any, turn: Expr, number: Expr | int = 0) -> None:
         pass
 
     def wait_for_inputs(self) -> None:
@@ -207,6 +214,19 @@ class SerialBlock(Block):
             with T.Else():
                 clear()
 
+    def copy_box(
+        self, gates: Any, number: Expr | int, shared: Any, at: Expr, box: Box, index: tuple[Expr, Expr]
+    ) -> None:
+        with T.serial(T.int32(box.lines)) as line, T.serial(T.int32(LINE)) as byte:
+            row, column = (i + T.cast(n, i.ty.dtype) for i, n in zip(index, (line, byte)))
+            place = T.cast(at, "int32") + line * LINE + T.bitwise_xor(byte, line % 8 * 16)
+            inside = T.And(row < box.source.shape[0], column < box.source.shape[1])
+            with T.If(inside):
+                with T.Then():
+                    T.buffer_store(shared, box.source[row, column], [place])
+                with T.Else():
+                    T.buffer_store(shared, T.cast(T.int32(0), str(shared.dtype)), [place])
+
     def commit(self) -> None:
         pass
 
@@ -263,6 +283,9 @@ class SerialDialect(LlvmDialect):
 
     def prefetch(self, address: Expr, once: bool) -> None:
         pass
+
+    def box(self, source: Any, lines: int) -> Box:
+        return Box(source, lines)
 
     def launch(
         self,

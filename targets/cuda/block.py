@@ -9,7 +9,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from planish.codegen.simt.block import Block, Registers, bytes_of, rounded_bytes
+from planish.codegen.simt.block import Block, Box, Registers, bytes_of, rounded_bytes
 from planish.codegen.tiles.float import Expr
 
 _PREFIX = "planish_"
@@ -34,14 +34,21 @@ __device__ __forceinline__ unsigned NAME(unsigned word, unsigned times, unsigned
   return result;
 }"""
 _MAKE_GATE = """
-__device__ __forceinline__ void NAME(void* gate, int threads) {
+__device__ __forceinline__ void NAME(void* gate, int arrivals) {
   unsigned at = (unsigned)__cvta_generic_to_shared(gate);
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(at), "r"(threads) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(at), "r"(arrivals) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }"""
 _ARRIVE = """
 __device__ __forceinline__ void NAME(void* gate) {
   unsigned at = (unsigned)__cvta_generic_to_shared(gate);
   asm volatile("{\\n.reg .b64 state;\\nmbarrier.arrive.shared::cta.b64 state, [%0];\\n}" :: "r"(at) : "memory");
+}"""
+_EXPECT = """
+__device__ __forceinline__ void NAME(void* gate, int bytes) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(gate);
+  asm volatile("{\\n.reg .b64 state;\\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\\n}"
+      :: "r"(at), "r"(bytes) : "memory");
 }"""
 _PASS_GATE = """
 __device__ __forceinline__ void NAME(void* gate, int parity) {
@@ -50,6 +57,12 @@ __device__ __forceinline__ void NAME(void* gate, int parity) {
     asm volatile("{\\n.reg .pred p;\\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\\nselp.u32 %0, 1, 0, p;\\n}"
         : "=r"(passed) : "r"(at), "r"(parity) : "memory");
   } while (!passed);
+}"""
+_COPY_BOX = """
+__device__ __forceinline__ void NAME(void* to, unsigned long long map, int column, int row, void* gate) {
+  unsigned at = (unsigned)__cvta_generic_to_shared(to), done = (unsigned)__cvta_generic_to_shared(gate);
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+      :: "r"(at), "l"(map), "r"(column), "r"(row), "r"(done) : "memory");
 }"""
 _DOT_S8 = "__device__ __forceinline__ int NAME(unsigned a, unsigned b, int c) { return __dp4a((int)a, (int)b, c); }"
 
@@ -190,12 +203,19 @@ class CudaBlock(Block):
         return _Registers(name, size, dtype)
 
     def shared(self, name: str, size: int, dtype: str = "float32") -> Any:
-        assert self._arena is not None, "a block with shared memory states its bytes"
-        start = self._taken // bytes_of(dtype)
+        start = self._taken
         self._taken += rounded_bytes(size, dtype)
-        assert self._taken <= self._shared_bytes, (self._taken, self._shared_bytes)
+        return self._view(name, start, size, dtype)
+
+    def shared_again(self, name: str, size: int, dtype: str = "float32") -> Any:
+        return self._view(name, 0, size, dtype)
+
+    def _view(self, name: str, start: int, size: int, dtype: str) -> Any:
+        assert self._arena is not None, "a block with shared memory states its bytes"
+        assert start + rounded_bytes(size, dtype) <= self._shared_bytes, (start, size, dtype, self._shared_bytes)
+        count = bytes_of(dtype)
         view = T.decl_buffer(
-            (size,), dtype, data=self._arena.data, elem_offset=start, scope="shared.dyn", align=bytes_of(dtype)
+            (size,), dtype, data=self._arena.data, elem_offset=start // count, scope="shared.dyn", align=count
         )
         return IRBuilder.name(name, view)
 
@@ -209,17 +229,22 @@ class CudaBlock(Block):
     def warp_barrier(self) -> None:
         T.evaluate(T.cuda.warp_sync())
 
-    def gate(self) -> Any:
-        gate = self.shared("gate", 1, "uint64")
+    def gates(self, count: int = 1, arrivals: int | None = None) -> Any:
+        gates = self.shared("gates", count, "uint64")
         with T.If(T.cast(self._thread, "int32") == 0), T.Then():
-            T.evaluate(device_call("make_gate", _MAKE_GATE, T.address_of(gate[0]), T.int32(self.threads)))
-        return gate
+            for number in range(count):
+                arriving = T.int32(self.threads if arrivals is None else arrivals)
+                T.evaluate(device_call("make_gate", _MAKE_GATE, T.address_of(gates[number]), arriving))
+        return gates
 
-    def arrive(self, gate: Any) -> None:
-        T.evaluate(device_call("arrive", _ARRIVE, T.address_of(gate[0])))
+    def arrive(self, gates: Any, number: Expr | int = 0) -> None:
+        T.evaluate(device_call("arrive", _ARRIVE, T.address_of(gates[number])))
 
-    def pass_gate(self, gate: Any, turn: Expr) -> None:
-        T.evaluate(device_call("pass_gate", _PASS_GATE, T.address_of(gate[0]), T.cast(turn % 2, "int32")))
+    def expect(self, gates: Any, number: Expr | int, bytes: int) -> None:
+        T.evaluate(device_call("expect", _EXPECT, T.address_of(gates[number]), T.int32(bytes)))
+
+    def pass_gate(self, gates: Any, turn: Expr, number: Expr | int = 0) -> None:
+        T.evaluate(device_call("pass_gate", _PASS_GATE, T.address_of(gates[number]), T.cast(turn % 2, "int32")))
 
     def wait_for_inputs(self) -> None:
         if self._overlaps:
@@ -291,6 +316,13 @@ __device__ __forceinline__ {_C[source.dtype]} NAME({_C[source.dtype]} x) {{
             index = tuple(T.Select(valid, i, T.cast(T.int32(0), i.ty.dtype)) for i in index)
         start = T.address_of(source[index])
         T.evaluate(device_call("copy_async", _COPY_ASYNC, T.address_of(shared[at]), start, count))
+
+    def copy_box(
+        self, gates: Any, number: Expr | int, shared: Any, at: Expr, box: Box, index: tuple[Expr, Expr]
+    ) -> None:
+        gate, place = T.address_of(gates[number]), T.address_of(shared[at])
+        row, column = (T.cast(i, "int32") for i in index)
+        T.evaluate(device_call("copy_box", _COPY_BOX, place, T.address_of(box.map), column, row, gate))
 
     def commit(self) -> None:
         T.evaluate(device_call("commit", _COMMIT))

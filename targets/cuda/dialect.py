@@ -10,10 +10,14 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from planish.codegen.dialect import Dialect
-from planish.codegen.simt.block import Block
+from planish.codegen.simt.block import LINE, Block, Box
 from planish.codegen.tiles.float import Expr
 from planish.targets.cuda.block import CudaBlock, device_call, plain, wait_for_previous
 
+_EXCHANGED = 3
+"""CU_TENSOR_MAP_SWIZZLE_128B."""
+_WHOLE_LINES = 2
+"""CU_TENSOR_MAP_L2_PROMOTION_L2_128B."""
 TASK_THREADS = 128
 """Tasks in one block of threads."""
 
@@ -98,6 +102,20 @@ class CudaDialect(Dialect):
     def check(self, extent: Expr, condition: Callable[[Expr], Expr], message: str) -> None:
         with self.parallel(extent) as i:
             T.evaluate(device_call("check", _CHECK, T.cast(condition(i), "bool")))
+
+    def box(self, source: Any, lines: int) -> Box:
+        assert not self._inside, "the host describes a box"
+        rows, columns = source.shape
+        described = T.Var(f"{source.name}_box", T.handle("tensormap").ty)
+        T.Bind(T.tvm_stack_alloca("tensormap", 1), var=described)
+        sizes = (columns, rows, columns, T.int64(LINE), T.int64(lines), T.int64(1), T.int64(1))
+        T.evaluate(
+            T.tensormap_encode_tiled(
+                described, source.data, *sizes,
+                descriptor_dtype="uint8", rank=2, swizzle=_EXCHANGED, l2_promotion=_WHOLE_LINES,
+            )
+        )  # fmt: skip
+        return Box(source, lines, described)
 
     def launch(
         self,

@@ -31,7 +31,7 @@ Change = Callable[[Law], Law | None]
 POOL = 120
 """How many modules there are to find a fault in."""
 FEW = 5
-"""Of how many parameters of a space all sets are given signs."""
+"""Of how many parameters of a space all sets are given signs; of more, drawn ones."""
 
 
 def _wider(law: Law) -> Law | None:
@@ -106,11 +106,12 @@ def alike(space: Space, other: Space, kind: str) -> bool:
     return len(set(unseen)) == 1
 
 
-def outcome(op: str, number: int, what: str, most: int, tries: int) -> str:
+def outcome(op: str, number: int, what: str, most: int, tries: int, few: int = FEW) -> str:
     """What becomes of a mutant: "killed", "survived" modules with other groups, or "the same" where none of `most` has any.
 
     Args:
         tries: of how many modules with other groups one must kill it.
+        few: of how many parameters of a space all sets are given signs.
     """
     change, more = CHANGES[what]
     met = 0
@@ -124,7 +125,7 @@ def outcome(op: str, number: int, what: str, most: int, tries: int) -> str:
         met += 1
         generator = torch.Generator().manual_seed(seed)
         trials = [trial(module, mutant, seed + each) for each in range(1 if more else 6)]
-        if next(violations(trials[0], generator) if more else slack(trials, generator, FEW), None) is not None:
+        if next(violations(trials[0], generator) if more else slack(trials, generator, few), None) is not None:
             return "killed"
         if met == tries:
             break
@@ -188,11 +189,12 @@ def test_all_mutants_of_laws_are_found() -> None:
     survivors = []
     for op, number, what in all_mutants():
         of = outcome(op, number, what, 12, 3)
+        if of == "survived":
+            # Signs that are told too little of need one set of parameters among many.
+            of = outcome(op, number, what, POOL, 12, few=8)
         table[what][of] += 1
         survivors += [(op, number, what)] if of == "survived" else []
     for what, counts in table.items():
         print(f"{what:30} {dict(counts)}")
-    # Signs that are told too little of are searched for by drawing, and a few are not found in so few modules.
-    assert not [mutant for mutant in survivors if mutant[2] != "no signs"]
-    assert 10 * table["no signs"]["survived"] <= table["no signs"]["killed"]
+    assert not survivors
     assert all(counts["killed"] >= 10 for counts in table.values())

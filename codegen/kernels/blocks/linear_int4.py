@@ -26,7 +26,6 @@ from planish.codegen.kernels.blocks.linear_int4_layer import BlockLinearInt4, La
 from planish.codegen.kernels.blocks.linear_int4_many import ManyRows
 from planish.codegen.kernels.blocks.linear_int4_planes import PlaneRows
 from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
-from planish.codegen.tiles.float import Expr
 
 
 def linear_int4(config: BlockLinearInt4) -> Any:
@@ -48,8 +47,8 @@ def linear_int4(config: BlockLinearInt4) -> Any:
 
         def from_many() -> None:
             kind = GroupRows if config.groups else ManyRows
-            scaled = partial(_least, config, [kind(layer, tiles) for tiles in config.tiles])
-            planes = partial(_least, config, [PlaneRows(layer, tiles) for tiles in config.planes])
+            scaled = partial(_least, [kind(layer, tiles) for tiles in config.tiles])
+            planes = partial(_least, [PlaneRows(layer, *tile) for tile in config.planes])
             emit.branch(layer.rows <= config.scaled if config.planes else True, scaled, planes)
 
         from_few(0)
@@ -57,22 +56,16 @@ def linear_int4(config: BlockLinearInt4) -> Any:
     return emit.prim_func("linear_int4", body)
 
 
-def _least(config: BlockLinearInt4, tiles: Sequence[RowTile]) -> None:
+def _least(tiles: Sequence[RowTile]) -> None:
     """The tile whose blocks take the least time."""
-    costs = [_cost(config, tile) for tile in tiles]
+    times = [tile.time for tile in tiles]
 
     def choose(number: int) -> None:
-        later = costs[number + 1 :]
+        later = times[number + 1 :]
         if not later:
             tiles[number].emit()
             return
-        least = reduce(T.And, [costs[number] <= cost for cost in later])
+        least = reduce(T.And, [times[number] <= time for time in later])
         emit.branch(least, tiles[number].emit, lambda: choose(number + 1))
 
     choose(0)
-
-
-def _cost(config: BlockLinearInt4, tile: RowTile) -> Expr:
-    """How long all blocks take: as many after another as multiprocessors leave over."""
-    down, across = tile.grid
-    return emit.ceil_div(down * across, config.multiprocessors) * tile.cost

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, PADDING, VECTOR, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, PADDING, SHIFTED, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
 from planish.codegen.tiles.float import Expr
@@ -202,6 +202,6 @@ class FewRows:
                     row = emit.bind("row", block.index[0] * rows + T.cast(cell // width, "int64"))
                     column = emit.bind("column", block.index[1] * width + T.cast(cell % width, "int64"))
                     inside = T.And(row < self.layer.rows, column < self.layout.out_features)
-                    emit.branch(inside, lambda: self.layer.result(total[0], row, column))
+                    emit.branch(inside, lambda: self.layer.result(total[0] * T.float32(1 / SHIFTED), row, column))
 
                 emit.branch(cell < cells, store)

@@ -7,47 +7,19 @@ and two sets of dots take turns: while a group scales and adds the dots of one p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, VECTOR, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, SHIFTED, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL, PRODUCT
 from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
-from planish.codegen.simt.block import WARP, Block, Registers
+from planish.codegen.simt.block import LINE, WARP, Block, Registers
 from planish.codegen.tiles.float import Expr
 
-LINE = 128
-"""Bytes of a row's codes in shared memory."""
 PART = 64
 """Rows of a part at most. Two sets of dots and the sums of 256 rows fill a thread's registers."""
-
-
-def exchanged(line: Expr, number: Expr) -> Expr:
-    """Where piece `number` of a line lies: pieces of a line are exchanged, as group products want them."""
-    return line * LINE + T.bitwise_xor(number, line % (LINE // VECTOR)) * VECTOR
-
-
-def store_lanes(layer: Layer, block: Block, thread: Expr, rows: int, result: Callable[[int, Expr, Expr], None]) -> None:
-    """``result(sum's number, row, column)`` for all sums inside of y of a block of 8 panels and `rows` rows, where lane
-    4 g + r of warp w has, of every 8 rows, rows 2 r and 2 r + 1 of output feature g of panel w, then of feature g + 8."""
-    layout, lane = layer.layout, thread % WARP
-    panel = block.index[1] * MANY_PANELS + T.cast(thread // WARP, "int64")
-    column = emit.bind("column", panel * PANEL + T.cast(lane // 4, "int64"))
-    row = emit.bind("row", block.index[0] * rows + T.cast(lane % 4 * 2, "int64"))
-
-    def store(guarded: bool) -> None:
-        for number in range(rows // 2):
-            at = row + (number // 4 * COLUMNS + number % 2), column + number % 4 // 2 * 8
-            inside = T.And(at[0] < layer.rows, at[1] < layout.out_features) if guarded else True
-            emit.branch(inside, partial(result, number, *at))
-
-    inside = (block.index[0] + 1) * rows <= layer.rows
-    if layout.panels % MANY_PANELS or layout.out_features % PANEL:
-        inside = T.And(inside, (block.index[1] + 1) * (MANY_PANELS * PANEL) <= layout.out_features)
-    emit.branch(inside, partial(store, False), partial(store, True))
 
 
 class GroupRows(RowTile):
@@ -62,7 +34,8 @@ class GroupRows(RowTile):
         self.steps = self.layout.segments * self.parts
 
     def piece(self, line: Expr, number: Expr) -> Expr:
-        return exchanged(line, number)
+        # Pieces of a line are exchanged, as group products want them.
+        return line * LINE + T.bitwise_xor(number, line % (LINE // VECTOR)) * VECTOR
 
     def tile(self, block: Block) -> None:
         layout, stages = self.layout, self.stages
@@ -96,7 +69,7 @@ class GroupRows(RowTile):
                 with block.phase():
                     self._add(number, dots)
         with block.phase() as thread:
-            store_lanes(self.layer, block, thread, self.rows, lambda n, *place: self.layer.result(self.sums[n], *place))
+            self._store(block, thread)
 
     def _multiply(self, block: Block, codes: Expr, number: int) -> None:
         """Begin the products of a step."""
@@ -124,6 +97,25 @@ class GroupRows(RowTile):
         scales = [self.layer.scale(self.stored_scales, 0, segment, half) for half in range(2)]
         for at in range(0, self.part // 2, 4):
             self.layer.add_scaled(self.sums, part * (self.part // 2) + at, self.dots, dots + at, scales)
+
+    def _store(self, block: Block, thread: Expr) -> None:
+        """Lane 4 g + r of warp w has, of every 8 rows, rows 2 r and 2 r + 1 of output feature g of panel w, then of g + 8."""
+        layout, lane = self.layout, thread % WARP
+        panel = block.index[1] * MANY_PANELS + T.cast(thread // WARP, "int64")
+        column = emit.bind("column", panel * PANEL + T.cast(lane // 4, "int64"))
+        row = emit.bind("row", block.index[0] * self.rows + T.cast(lane % 4 * 2, "int64"))
+
+        def store(guarded: bool) -> None:
+            for number in range(self.rows // 2):
+                at = row + (number // 4 * COLUMNS + number % 2), column + number % 4 // 2 * 8
+                inside = T.And(at[0] < self.layer.rows, at[1] < layout.out_features) if guarded else True
+                value = self.sums[number] * T.float32(1 / SHIFTED)
+                emit.branch(inside, partial(self.layer.result, value, *at))
+
+        inside = (block.index[0] + 1) * self.rows <= self.layer.rows
+        if layout.panels % MANY_PANELS or layout.out_features % PANEL:
+            inside = T.And(inside, (block.index[1] + 1) * (MANY_PANELS * PANEL) <= layout.out_features)
+        emit.branch(inside, partial(store, False), partial(store, True))
 
     def _load(self, block: Block, thread: Expr, stage: Expr) -> None:
         """The warp's words and stored scales of one chunk."""

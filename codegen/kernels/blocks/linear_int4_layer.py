@@ -25,6 +25,9 @@ PADDING = 16
 """Bytes behind each row of codes in shared memory, so that the eight rows of a matrix lie in different banks."""
 LARGEST_SUM = (2**31 - 1) // (255 * 127)
 """Input features whose products of a byte and a code add up in int32."""
+PLANES = ((22, 1), (22, 2), (16, 1), (16, 2), (16, 4))
+"""`BlockLinearInt4.planes`, where parts have at least LEAST chunks."""
+LEAST = 8
 MANY_PANELS = 8
 """Panels of a block for many rows."""
 SHIFTED = 16
@@ -42,7 +45,8 @@ class BlockLinearInt4:
         warps, depth: of a block for few rows, and how many chunks of each warp are in flight.
         few: kernels for few rows: (up to so many, in rising order, times 8 rows to a block).
         tiles: times 8 rows of a block for many rows, in falling order: the one whose blocks take the least time.
-        planes: the same as `tiles` for more than `scaled` rows, with scales in the weight; none if that is not faster.
+        planes: for more than `scaled` rows, with scales in the weight: times 8 rows of a block, and in how many parts the
+            input features are cut. None if that is not faster.
         scaled: rows up to which each group's sums are scaled.
         groups: whether warps multiply in groups.
         stages: chunks in shared memory at a time, as far as they fit.
@@ -56,7 +60,7 @@ class BlockLinearInt4:
     depth: int = 4
     few: tuple[tuple[int, int], ...] = ((8, 1), (16, 2), (64, 4))
     tiles: tuple[int, ...] = (16, 8)
-    planes: tuple[int, ...] = ()
+    planes: tuple[tuple[int, int], ...] = ()
     scaled: int = 64
     groups: bool = False
     stages: int = 4
@@ -79,7 +83,9 @@ def configure(layout: BlockInt4Layout, bias: bool, limits: BlockLimits) -> Block
         depth=min(4, -(-layout.chunks // warps)),
         few=((2, 1),) if wide and groups else ((8, 1), (16, 2)) if wide else ((8, 1), (64, 4)),
         tiles=(8, 4, 2) if planes else (32, 16, 8, 4, 2) if groups else (16, 8),
-        planes=(22, 16, 8) if planes else (),
+        planes=tuple((t, parts) for t, parts in PLANES if parts == 1 or layout.chunks % (LEAST * parts) == 0)
+        if planes
+        else (),
         stages=6 if groups else 4,
         shared_bytes=limits.shared_bytes,
         groups=groups,
@@ -149,8 +155,8 @@ class Layer:
         size = self.layout.chunk_bytes
         block.load_vector(words, 0, 1, self.weight, (place // size, place % size), keep=True)
 
-    def result(self, total: Expr, row: Expr, column: Expr, unit: Expr | None = None) -> None:
-        """Emit the store of one element from its sum, which counts in `unit`, or in 1 / SHIFTED."""
-        value, scale = total * (T.float32(1 / SHIFTED) if unit is None else unit), self.x_scale[row, 0]
+    def result(self, value: Expr, row: Expr, column: Expr, scale: Expr | None = None) -> None:
+        """Emit the store of one element from its sum and the scale of its row, which is loaded if it is not given."""
+        scale = self.x_scale[row, 0] if scale is None else scale
         value = value * scale if self.bias is None else math.fma(value, scale, self.bias[column])
         T.buffer_store(self.y, value, [row, column])

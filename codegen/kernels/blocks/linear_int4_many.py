@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, PADDING, VECTOR, Layer
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, PADDING, SHIFTED, VECTOR, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL
 from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
 from planish.codegen.simt.block import WARP, Block, Registers
@@ -129,6 +129,6 @@ class ManyRows(RowTile):
                         inside = T.And(row < self.layer.rows, column < self.layout.out_features)
 
                         def store(value: Expr = value, row: Expr = row, column: Expr = column) -> None:
-                            self.layer.result(value, row, column)
+                            self.layer.result(value * T.float32(1 / SHIFTED), row, column)
 
                         emit.branch(inside, store)

@@ -13,22 +13,27 @@ operands of half a chunk are unpacked into registers while the products of the h
 
 from __future__ import annotations
 
-from typing import ClassVar
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 
 from tvm.tirx.script import builder as T
 
 from planish.codegen import math
 from planish.codegen.kernels import emit
-from planish.codegen.kernels.blocks.linear_int4_groups import LINE, exchanged, store_lanes
-from planish.codegen.kernels.blocks.linear_int4_layer import MANY_PANELS, Layer
+from planish.codegen.kernels.blocks.linear_int4_boxes import BoxTile
+from planish.codegen.kernels.blocks.linear_int4_layer import COLUMNS, MANY_PANELS, Layer
 from planish.codegen.kernels.blocks.linear_int4_packing import PANEL, PRODUCT
-from planish.codegen.kernels.blocks.linear_int4_tile import RowTile
 from planish.codegen.math import hold
-from planish.codegen.simt.block import WARP, Block, Registers, rounded_bytes
+from planish.codegen.simt.block import LINE, WARP, Block, Registers
 from planish.codegen.tiles.float import Expr
 
 UPPER, LOWER = 0, 1
 """The two bytes of a weight in units."""
+BESIDES, AROUND = 36, 115
+"""What a block does besides the products of a chunk, and before and behind its chunks, in the time of products of 8 rows."""
+ADDING, ADDED = 230, 1900
+"""In the same measure, how long it takes to begin to add up parts; and how many elements are added in it."""
 PRODUCTS = LINE // PRODUCT // 2
 """Products of half a chunk."""
 WHOLE = 12582912.0
@@ -37,60 +42,86 @@ WHOLE_BITS = 0x4B400000
 """What those bits are for 0."""
 
 
-class PlaneRows(RowTile):
-    """The kernel of one layer with `tiles` times 8 rows to a block; a chunk must fill a line."""
+class PlaneRows(BoxTile):
+    """The kernel of one layer with `tiles` times 8 rows and one of so many parts of the input features to a block."""
 
-    beside_bytes: ClassVar[int] = rounded_bytes(1, "uint64")
+    def __init__(self, layer: Layer, tiles: int, parts: int) -> None:
+        super().__init__(layer, tiles, parts, gates=1)
+        assert self.layout.units
+        self.partials: Expr | None = None
 
-    def __init__(self, layer: Layer, tiles: int) -> None:
-        super().__init__(layer, tiles, LINE)
-        assert self.layout.chunk == LINE and self.layout.units
-        # A chunk's place is filled again when both groups are done with it, one of which may still multiply the chunk before.
-        self.ahead = self.stages - 2
+    @property
+    def time(self) -> Expr:
+        down, across, parts = self.grid
+        turns = emit.ceil_div(down * across * parts, self.config.multiprocessors)
+        time = turns * ((self.rows // COLUMNS + BESIDES) * self.chunks + AROUND)
+        if self.parts > 1:
+            time = time + ADDING + self.layer.rows * self.layout.out_features // ADDED
+        return time
 
-    def piece(self, line: Expr, number: Expr) -> Expr:
-        return exchanged(line, number)
+    def emit(self) -> None:
+        if self.parts == 1:
+            super().emit()
+            return
+        elements = self.layer.rows * self.layout.out_features
+        partials = self.partials = emit.scratch("partials", self.parts * elements)
+        super().emit()
+        outs = self.layout.out_features
+        with emit.tasks("element", elements) as element:
+            total = reduce(operator.add, (partials[part * elements + element] for part in range(self.parts)))
+            self.layer.result(total, element // outs, element % outs)
+
+    def _keep(self, block: Block) -> Callable[[Expr, Expr, Expr, Expr], None]:
+        partials, outs = self.partials, self.layout.out_features
+        if partials is None:
+            return self.layer.result
+
+        def keep(value: Expr, row: Expr, column: Expr, scale: Expr) -> None:
+            T.buffer_store(partials, value, [(block.index[2] * self.layer.rows + row) * outs + column])
+
+        return keep
 
     def tile(self, block: Block) -> None:
-        layout, stages = self.layout, self.stages
-        self.allocate(block)
-        gate = block.gate()
-        self.words = block.registers("words", layout.lane_words // 2, "uint32")
+        layout = self.layout
+        self.open(block)
+        done = block.gates()
+        self.words = block.registers("words", layout.lane_words, "uint32")
         self.scales = block.registers("scales", self.scale_words, "uint32")
         self.operand = block.registers("operand", 2 * 2 * PRODUCTS * 4, "uint32")
         self.unit, self.of_feature = block.registers("unit", 1, "uint32"), block.registers("of_feature", 2)
         self.sums = [block.registers(name, self.rows // 2, "int32") for name in ("upper", "lower")]
+        self.ask_first(block)
+        self.clear(block, *self.sums)
         with block.phase() as thread:
             self._read_units(block, thread, inverted=True)
-        self.begin(block, *self.sums)
-        block.wait(self.ahead - 1)
-        block.share()
-        block.barrier()
+        self.receive(block, 0)
         with block.phase() as thread:
-            self._unpack(block, thread, emit.index(0), 0)
-        with emit.loop("chunk", layout.chunks) as chunk:
-            codes = emit.bind("codes", chunk % stages * self.codes_bytes)
-            self._multiply(block, codes, 0)
-            # Half a chunk lies between a thread's arrival and its wait, so that the two groups need not keep in step.
-            block.wait(self.ahead - 2)
-            block.share()
-            block.arrive(gate)
-            self.copy_ahead(block, chunk)
+            self._load(block, thread, 0)
+            self._unpack(block, 0)
+        with emit.loop("chunk", self.chunks) as chunk:
+            self._multiply(block, 0)
+            # The products of the chunk before are formed. Those of half a chunk lie between saying so and waiting for others.
+            block.arrive(done)
+            with block.phase():
+                self._unpack(block, 1)
+            self.ask_ahead(block, chunk, partial(block.pass_gate, done, chunk))
+            emit.branch(chunk + 1 < self.chunks, partial(self.receive, block, 1))
+            # Behind the last chunk, what is loaded and unpacked is not used.
             with block.phase() as thread:
-                self._unpack(block, thread, chunk % stages, 1)
-            self._multiply(block, codes, 1)
-            block.pass_gate(gate, chunk)
-            # Behind the last chunk, what is unpacked is not used.
-            with block.phase() as thread:
-                self._unpack(block, thread, (chunk + 1) % stages, 0)
+                self._load(block, thread, 1)
+            self._multiply(block, 1)
+            with block.phase():
+                self._unpack(block, 0)
+            self.stage.advance()
         for sums in self.sums:
             block.group_wait(0, sums, 0, sums.size)
         with block.phase() as thread:
             self._read_units(block, thread, inverted=False)
-            store_lanes(self.layer, block, thread, self.rows, self._result)
+        self.store(block, self._result, self._keep(block))
 
-    def _multiply(self, block: Block, codes: Expr, half: int) -> None:
+    def _multiply(self, block: Block, half: int) -> None:
         """Begin the products of half a chunk, and wait for those of the half before."""
+        codes = T.cast(self.stage.of(0) * self.codes_bytes, "int64")
         block.group_start()
         for plane in (UPPER, LOWER):
             for product in range(PRODUCTS):
@@ -106,17 +137,20 @@ class PlaneRows(RowTile):
     def _operand(self, half: int, plane: int, product: int) -> int:
         return 4 * ((half * 2 + plane) * PRODUCTS + product)
 
-    def _unpack(self, block: Block, thread: Expr, stage: Expr, half: int) -> None:
-        """The operands of half a chunk of a warp's panel."""
-        layout, layer, lane = self.layout, self.layer, thread % WARP
-        start = stage * self.weight_bytes + T.cast(thread // WARP * layout.chunk_bytes, "int64")
-        place = emit.bind("place", start)
+    def _load(self, block: Block, thread: Expr, ahead: int) -> None:
+        """The words and scales of a warp's panel, of the current chunk or the one ahead."""
+        start = self.stage.of(ahead) * self.weight_bytes + thread // WARP * self.layout.chunk_bytes
+        place = emit.bind("place", T.cast(start, "int64"))
 
         def read(words: Registers, first: int, count: int, byte: Expr) -> None:
             block.load_shared(words, first, count, self.shared_weight, place + T.cast(byte, "int64"))
 
-        layer.load_weights(read, self.words, 0, lane, half)
-        layer.load_scales(read, self.scales, 0, lane)
+        self.layer.load_weights(read, self.words, 0, thread % WARP)
+        self.layer.load_scales(read, self.scales, 0, thread % WARP)
+
+    def _unpack(self, block: Block, half: int) -> None:
+        """The operands of half a chunk."""
+        layout, layer = self.layout, self.layer
         for product in range(PRODUCTS):
             segment = (half * PRODUCTS + product) * PRODUCT // layout.segment
             upper, lower = (self._operand(half, plane, product) for plane in (UPPER, LOWER))
@@ -128,7 +162,7 @@ class PlaneRows(RowTile):
                 # 2^15 more than (field - 8) times, in each half of a word, of fields that are 8 more than the weight.
                 more = hold(T.uint32(0x80008000) - times * T.uint32(0x00080008))
                 for word in range(2):
-                    packed = self.words[2 * product + word]
+                    packed = self.words[2 * (half * PRODUCTS + product) + word]
                     shifts = (4 * feature + 8 * odd for odd in range(2))
                     fields = (T.shift_right(packed, T.uint32(shift)) if shift else packed for shift in shifts)
                     first, second = (block.fields_times(f, times, more) for f in fields)
@@ -146,6 +180,6 @@ class PlaneRows(RowTile):
             unit = T.reinterpret("float32", self.unit[0])
             self.of_feature[feature] = T.float32(1) / unit if inverted else unit
 
-    def _result(self, number: int, row: Expr, column: Expr) -> None:
+    def _result(self, number: int) -> Expr:
         upper, lower = (T.cast(sums[number], "float32") for sums in self.sums)
-        self.layer.result(math.fma(upper, T.float32(256), lower), row, column, self.of_feature[number % 4 // 2])
+        return math.fma(upper, T.float32(256), lower) * self.of_feature[number % 4 // 2]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import ClassVar
 
 from tvm.tirx.script import builder as T
 
@@ -25,35 +24,34 @@ class RowTile(ABC):
     """A tile of `tiles` times 8 rows; in shared memory a row's codes begin `stride` bytes behind those of the row before.
 
     Attributes:
-        beside_bytes: shared memory beside the stages.
+        ahead: how many chunks are asked for before they are needed.
     """
 
-    beside_bytes: ClassVar[int] = 0
-
-    def __init__(self, layer: Layer, tiles: int, stride: int) -> None:
+    def __init__(self, layer: Layer, tiles: int, stride: int, beside: int = 0) -> None:
+        """With `beside` bytes of shared memory beside the stages."""
         self.layer, self.config, self.layout, self.stride = layer, layer.config, layer.config.layout, stride
-        self.threads, self.rows = MANY_PANELS * WARP, tiles * COLUMNS
+        self.threads, self.rows, self.beside = MANY_PANELS * WARP, tiles * COLUMNS, beside
         self.codes_bytes, self.weight_bytes = self.rows * stride, MANY_PANELS * self.layout.chunk_bytes
         self.scale_words = layer.scale_words * self.layout.segments
         stage = rounded_bytes(self.codes_bytes, "int8") + rounded_bytes(self.weight_bytes, "uint8")
-        self.stages = min(self.config.stages, (self.config.shared_bytes - self.beside_bytes) // stage)
+        self.stages = min(self.config.stages, (self.config.shared_bytes - beside) // stage)
         self.ahead = self.stages - 1
-        """How many chunks are asked for before they are needed."""
 
     @property
-    def cost(self) -> int:
-        """How long a block takes, in the time of the products of 8 rows."""
-        return self.rows // COLUMNS + BESIDES
+    def time(self) -> Expr:
+        """How long all blocks take, as many after another as multiprocessors leave over; comparable for tiles of a kind."""
+        down, across = self.grid
+        return emit.ceil_div(down * across, self.config.multiprocessors) * (self.rows // COLUMNS + BESIDES)
 
     @property
-    def grid(self) -> tuple[Expr, Expr]:
+    def grid(self) -> tuple[Expr, ...]:
         """Blocks along the rows and along the panels."""
         return emit.ceil_div(self.layer.rows, self.rows), emit.ceil_div(self.layout.panels, MANY_PANELS)
 
     def emit(self) -> None:
         stages = self.stages
         shared = rounded_bytes(stages * self.codes_bytes, "int8") + rounded_bytes(stages * self.weight_bytes, "uint8")
-        emit.launch(self.grid, self.threads, self.tile, shared + self.beside_bytes)
+        emit.launch(self.grid, self.threads, self.tile, shared + self.beside)
 
     @abstractmethod
     def tile(self, block: Block) -> None:
@@ -68,12 +66,16 @@ class RowTile(ABC):
         self.shared_codes = block.shared("codes", self.stages * self.codes_bytes, "int8")
         self.shared_weight = block.shared("weight", self.stages * self.weight_bytes, "uint8")
 
-    def begin(self, block: Block, *sums: Registers) -> None:
-        """Clear the sums, and ask for the first chunks."""
+    def clear(self, block: Block, *sums: Registers) -> None:
+        """Make all sums zero."""
         with block.phase():
             for each in sums:
                 for number in range(each.size):
                     each[number] = T.cast(T.int32(0), each.dtype)
+
+    def begin(self, block: Block, sums: Registers) -> None:
+        """Clear the sums, and ask for the first chunks."""
+        self.clear(block, sums)
         for stage in range(self.ahead):
             if stage < self.layout.chunks:
                 self._copy(block, emit.index(stage), emit.index(stage))

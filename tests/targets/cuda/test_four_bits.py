@@ -83,6 +83,7 @@ LAYERS = {
     "chunks": Layer(72, 384, 128, F16, bias=True),
     "segments": Layer(64, 256, 32, F32),
     "units": Layer(136, 640, 32, F16, bias=True),
+    "parts": Layer(72, 2048, 32, F16),
     "several": Layer(80, 512, 256, BF16),
     "small": Layer(24, 192, 96, F16, bias=True),
     "middle": Layer(37, 320, 64, BF16, bias=True),
