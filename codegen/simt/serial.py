@@ -19,6 +19,20 @@ from planish.codegen.simt.block import LINE, WARP, Block, Box, Registers, bytes_
 from planish.codegen.tiles.float import Expr
 
 
+@contextmanager
+def _each(count: int) -> Iterator[Expr]:
+    """A loop over 0, 1, ..., count - 1, as int32.
+
+    It counts in a cell: of a loop that TVM knows as one it proves things at every index below, which is nine tenths of the
+    time that it takes to compile a kernel.
+    """
+    cell = T.alloc_buffer((1,), "int32")
+    T.buffer_store(cell, T.int32(0), [0])
+    with T.While(cell[0] < count):
+        yield T.bind(cell[0])
+        T.buffer_store(cell, cell[0] + 1, [0])
+
+
 class _Registers:
     """An array over the threads; `thread` is set while a phase is emitted."""
 
@@ -67,11 +81,9 @@ class SerialBlock(Block):
     @contextmanager
     def phase(self) -> Iterator[Expr]:
         assert self._thread is None, "phases do not nest"
-        with T.serial(T.int32(self.threads)) as turn:
+        with _each(self.threads) as turn:
             # Written as a difference, TVM would divide it wrongly.
-            turn = T.bitwise_xor(turn, T.int32(self.threads - 1)) if self.backwards else turn
-            # Bound: a loop's own variable in a condition has TVM prove it again at every index below.
-            self._thread = T.bind(turn)
+            self._thread = T.bind(T.bitwise_xor(turn, T.int32(self.threads - 1))) if self.backwards else turn
             yield self._thread
         self._thread = None
 
@@ -103,7 +115,7 @@ class SerialBlock(Block):
 
     def dot_s8(self, sums: Registers, at: int, a: Expr, b: Expr) -> None:
         a, b = hold(a), hold(b)
-        with T.serial(T.int32(4)) as part:
+        with _each(4) as part:
             sums[at] = sums[at] + _byte(a, part) * _byte(b, part)
 
     def bytes_of_two(self, first: Expr, second: Expr, places: tuple[int, int, int, int]) -> Expr:
@@ -128,12 +140,12 @@ class SerialBlock(Block):
         assert isinstance(sums, _Registers) and isinstance(a, _Registers) and isinstance(b, _Registers)
         total = sums.buffer
         # Loops: written out, the instructions of one kernel would keep LLVM busy for minutes.
-        with self.phase() as thread, T.serial(T.int32(4)) as number:
+        with self.phase() as thread, _each(4) as number:
             warp, lane = thread // WARP * WARP, thread % WARP
             # Lane 4 g + r holds row g or g + 8, column 2 r or 2 r + 1.
             row_lane, column_lane = warp + lane // 4 * 4, warp + (lane % 4 * 2 + number % 2) * 4
             place = thread * sums.size + at + number
-            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
+            with _each(2) as half, _each(4) as quarter, _each(4) as part:
                 word = a.buffer[(row_lane + quarter) * a.size + a_at + 2 * half + number // 2]
                 other = b.buffer[(column_lane + quarter) * b.size + b_at + half]
                 T.buffer_store(total, total[place] + _byte(word, part) * _byte(other, part), [place])
@@ -153,13 +165,13 @@ class SerialBlock(Block):
     ) -> None:
         assert isinstance(sums, _Registers) and isinstance(a, _Registers)
         left, total = a.buffer, sums.buffer
-        with self.phase() as thread, T.serial(T.int32(columns // 2)) as number:
+        with self.phase() as thread, _each(columns // 2) as number:
             lane = thread % WARP
             row_lane, column = thread - lane % 4, number // 4 * 8 + lane % 4 * 2 + number % 2
             of_thread = thread * sums.size + at + number
             if fresh:
                 T.buffer_store(total, T.int32(0), [of_thread])
-            with T.serial(T.int32(2)) as half, T.serial(T.int32(4)) as quarter, T.serial(T.int32(4)) as part:
+            with _each(2) as half, _each(4) as quarter, _each(4) as part:
                 word = left[(row_lane + quarter) * a.size + a_at + 2 * half + number % 4 // 2]
                 weight = _byte(word, part)
                 if positive:
@@ -198,12 +210,12 @@ class SerialBlock(Block):
         zero = T.cast(T.int32(0), str(shared.dtype))
 
         def copy() -> None:
-            with T.serial(T.int64(count)) as n:
-                T.buffer_store(shared, source[(*index[:-1], index[-1] + n)], [T.cast(at, "int64") + n])
+            with _each(count) as n:
+                T.buffer_store(shared, source[(*index[:-1], index[-1] + T.cast(n, "int64"))], [T.cast(at, "int32") + n])
 
         def clear() -> None:
-            with T.serial(T.int64(count)) as n:
-                T.buffer_store(shared, zero, [T.cast(at, "int64") + n])
+            with _each(count) as n:
+                T.buffer_store(shared, zero, [T.cast(at, "int32") + n])
 
         if valid is None:
             copy()
@@ -217,7 +229,7 @@ class SerialBlock(Block):
     def copy_box(
         self, gates: Any, number: Expr | int, shared: Any, at: Expr, box: Box, index: tuple[Expr, Expr]
     ) -> None:
-        with T.serial(T.int32(box.lines)) as line, T.serial(T.int32(LINE)) as byte:
+        with _each(box.lines) as line, _each(LINE) as byte:
             row, column = (i + T.cast(n, i.ty.dtype) for i, n in zip(index, (line, byte)))
             place = T.cast(at, "int32") + line * LINE + T.bitwise_xor(byte, line % 8 * 16)
             inside = T.And(row < box.source.shape[0], column < box.source.shape[1])
