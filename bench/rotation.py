@@ -309,7 +309,8 @@ def plot(options: argparse.Namespace, quality: Quality) -> None:
         place.set_title(model)
         place.set_ylabel("bits per byte of the held-out text")
         place.grid(alpha=0.3)
-    axes[0][0].legend()
+    # Beside the points, wherever they lie.
+    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncol=6)
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(options.plot, dpi=150, bbox_inches="tight")
 
