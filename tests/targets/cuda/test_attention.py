@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from planish.codegen.build import build
-from planish.codegen.dialect import speaking
 from planish.codegen.kernels import attention as kernels
 from planish.codegen.kernels.blocks import attention as blocks
 from planish.codegen.kernels.kv_cache import pack_cache
@@ -24,7 +23,7 @@ from planish.ir.ops import Attention
 from planish.ir.types import symbol
 from planish.targets.cuda.target import CudaOnHost
 from planish.testing.compiled import call, faults, float_fault
-from planish.testing.float_kernels import TILES, compile_kernel
+from planish.testing.serial_kernels import serial
 
 pytestmark = pytest.mark.full
 
@@ -146,8 +145,7 @@ def of_halves(dtype: str, shared: bool) -> tuple[kernels.Attention, Any]:
         shared=shared,
     )
     # On so small a machine a part has several tiles of keys.
-    with speaking(CudaOnHost().dialect):
-        return config, compile_kernel(blocks.attention(config, BlockLimits(99 << 10, 3)), TILES[0])
+    return config, serial(lambda: blocks.attention(config, BlockLimits(99 << 10, 3)))
 
 
 @pytest.mark.parametrize("sizes", list(CALLS)[:3])

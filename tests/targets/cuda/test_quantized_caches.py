@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import tvm
 
 from planish.codegen.build import build
-from planish.codegen.dialect import speaking
 from planish.codegen.kernels import kv_cache
 from planish.codegen.kernels.attention import Attention, configure
 from planish.codegen.kernels.blocks import attention as blocks
@@ -31,6 +29,7 @@ from planish.testing.agreement import float_fault
 from planish.testing.cache_codes import encoding_of, read_cache, read_parts
 from planish.testing.float_kernels import TILES, compile_kernel
 from planish.testing.gpus import need_nvcc
+from planish.testing.serial_kernels import serial
 from planish.testing.tiny_decoder import tiny_decoder
 
 pytestmark = pytest.mark.full
@@ -82,14 +81,6 @@ BY_DAY = [*list(VARIANTS)[:2], "int4 and int8 with zeros"]
 def by_day(given: Any, name: str) -> Any:
     """The rest waits for the night: a kernel takes seconds to compile."""
     return given if name in BY_DAY else pytest.param(given, marks=pytest.mark.nightly)
-
-
-def serial(make: Any, backwards: bool) -> Any:
-    """A kernel whose threads take turns."""
-    target = CudaOnHost(backwards=backwards)
-    with speaking(target.dialect):
-        function = make()
-    return tvm.compile(function, target=target.tvm_target())[function.attrs["global_symbol"]]
 
 
 @cache
