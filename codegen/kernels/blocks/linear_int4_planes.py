@@ -31,7 +31,9 @@ from planish.codegen.tiles.float import Expr
 UPPER, LOWER = 0, 1
 """The two bytes of a weight in units."""
 BESIDES, AROUND = 36, 115
-"""What a block does besides the products of a chunk, and before and behind its chunks, in the time of products of 8 rows."""
+"""What a block does besides the products of a chunk, and before and behind its chunks, in the time of products of 8 rows.
+
+These and the next two are fitted to what tiles took on Hopper: they choose among tiles."""
 ADDING, ADDED = 230, 1900
 """In the same measure, how long it takes to begin to add up parts; and how many elements are added in it."""
 PRODUCTS = LINE // PRODUCT // 2

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from planish.codegen.build import build
+from planish.codegen.kernels.blocks.linear_int4 import linear_int4
+from planish.codegen.kernels.blocks.linear_int4_layer import LEAST, PLANES, configure
+from planish.codegen.kernels.blocks.linear_int4_packing import CHUNKS, BlockInt4Layout
 from planish.codegen.runtime.executable import Executable
 from planish.ir import Builder, Dense, Function, GroupedInt, InMemory, Module, Param, ParamRef, TensorType
 from planish.ir.ops import QuantizedLinear
@@ -20,6 +23,7 @@ from planish.targets.cuda.processors import find_processor
 from planish.targets.cuda.target import CudaOnHost
 from planish.testing.compiled import call
 from planish.testing.four_bits import distance_allowed, exact
+from planish.testing.serial_kernels import serial
 
 pytestmark = pytest.mark.full
 
@@ -126,3 +130,18 @@ def test_the_order_of_the_threads_does_not_show(machine: str, name: str) -> None
         inputs = LAYERS[name].inputs(rows)
         (one,), (other,) = (call(on_machine(machine, backwards), name, inputs) for backwards in (False, True))
         assert torch.equal(one.view(torch.int32), other.view(torch.int32)), rows
+
+
+@pytest.mark.parametrize("tile", PLANES, ids=str)
+def test_every_tile_of_scaled_weights_is_the_layer_up_to_rounding(tile: tuple[int, int]) -> None:
+    """Each by itself: on a machine, the shape and the rows say which are taken."""
+    layer, limits = Layer(24, 4 * LEAST * CHUNKS[0], 32, F16), CudaOnHost().blocks
+    assert limits is not None
+    config = configure(BlockInt4Layout(layer.outs, layer.ins, layer.group, "float16"), False, limits)
+    assert tile in config.planes
+    kernel = serial(lambda: linear_int4(replace(config, planes=(tile,))))
+    weight, rows = layer.weight, 8 * tile[0] + 1
+    inputs, got = layer.inputs(rows), torch.empty(rows, layer.outs)
+    kernel(*inputs, config.layout.pack(weight.storage()["values"], weight.storage()["scales"]), got)
+    distance = (got.double() - exact(weight, None, *inputs)).abs()
+    assert bool((distance <= distance_allowed(weight, None, *inputs, limits)).all())
