@@ -53,6 +53,9 @@ class Emitter:
         self.calls: list[Call] = []
         self._weights: dict[str, Expr] = {}
         self._arguments: dict[Expr, Argument] = {}
+        # Whose memory a view is of, and the views of each tensor by their shapes.
+        self._whole: dict[Expr, Expr] = {}
+        self._views: dict[tuple[Expr, tuple[Dim, ...]], Expr] = {}
         self._values = 0
 
     def parameter(self, kind: str, name: str, shape: Sequence[Dim], dtype: str) -> Any:
@@ -101,9 +104,18 @@ class Emitter:
         return value
 
     def view(self, tensor: Expr, shape: Sequence[Dim]) -> Expr:
-        value = self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr(list(self.symbols.shape(shape)))))
-        self._arguments[value] = replace(self._arguments[tensor], shape=tuple(shape))
-        return value
+        """The same memory under another shape; a view of a view is one of the whole, and there is one for each shape.
+
+        Every view that is left costs a decoded token part of a microsecond, and kernels ask for several around each call.
+        """
+        whole, key = self._whole.get(tensor, tensor), tuple(shape)
+        if key == self._arguments[whole].shape:
+            return whole
+        if (whole, key) not in self._views:
+            value = self.builder.emit(relax.op.reshape(whole, relax.ShapeExpr(list(self.symbols.shape(shape)))))
+            self._arguments[value] = replace(self._arguments[whole], shape=key)
+            self._whole[value], self._views[whole, key] = whole, value
+        return self._views[whole, key]
 
     def _value(self, value: Expr, shape: Sequence[Dim], dtype: str) -> Argument:
         """What a call computes, by a number of its own."""

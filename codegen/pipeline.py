@@ -17,6 +17,8 @@ from planish.codegen.target import Target
 def _passes() -> list[Any]:
     transform = relax.transform
     return [
+        # Views that were viewed again and never read.
+        transform.DeadCodeElimination(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),

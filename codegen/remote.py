@@ -106,10 +106,11 @@ class RemoteDevice(Device):
             larger[tuple(slice(0, n) for n in old.shape)] = old
             return self._place(larger)
 
-    def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
+    def call(
+        self, function: Any, arrays: Sequence[Any], states: Sequence[Any], weights: Any, results: int
+    ) -> list[Any]:
         with self._answering("does not answer"):
-            placed = [self._place(a) if isinstance(a, np.ndarray) else a for a in arguments]
-            made = function(*placed, weights)
+            made = function(*map(self._place, arrays), *states, weights)
             return [self._item(made, number) for number in range(results)]
 
     def fetch(self, result: Any, type: TensorSpec, torch_wanted: bool) -> Any:

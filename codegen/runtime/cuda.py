@@ -146,17 +146,19 @@ class CudaDevice(Device):
             self._fetch(tensor, ctypes.c_void_p(here.ctypes.data), here.nbytes)
         return here
 
-    def call(self, function: Any, arguments: Sequence[Any], weights: Any, results: int) -> list[Any]:
+    def call(
+        self, function: Any, arrays: Sequence[Any], states: Sequence[Any], weights: Any, results: int
+    ) -> list[Any]:
         """The first call of its kind runs as it is, the second is recorded, and every later one replays the recording."""
-        kind = (id(function), *((a.shape, a.dtype.str) if isinstance(a, np.ndarray) else id(a) for a in arguments))
+        kind = (id(function), *((a.shape, a.dtype.str) for a in arrays), *map(id, states))
         known = self._known.pop(kind, None)
         if known is None:
-            known = _Call(function, [self._sent(a) if isinstance(a, np.ndarray) else a for a in arguments], weights)
+            known = _Call(function, [*map(self._sent, arrays), *states], weights)
             made = known.run()
         else:
-            for tensor, argument in zip(known.arguments, arguments):
-                if isinstance(argument, np.ndarray) and argument.nbytes:
-                    self._fill(tensor, argument)
+            for tensor, array in zip(known.arguments, arrays):
+                if array.nbytes:
+                    self._fill(tensor, array)
             made = known.replay(self._place, self._stream)
         self._known[kind] = known
         if len(self._known) > KEPT:

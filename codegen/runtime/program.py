@@ -42,7 +42,7 @@ class Program:
         """
         given = self._in_order(tensors)
         arguments, device = self._checked(given), self._device
-        results = device.call(self._function, [*arguments, *states], self._weights, len(self.outputs))
+        results = device.call(self._function, arguments, states, self._weights, len(self.outputs))
         wants_torch = any(is_torch(t) for t in given)
         return [device.fetch(r, type, wants_torch) for r, type in zip(results, self.outputs.values())]
 

@@ -11,6 +11,7 @@ from planish.codegen.runtime.caches import Caches
 from planish.codegen.runtime.device import Device
 from planish.codegen.runtime.errors import input_error
 from planish.codegen.runtime.program import Program
+from planish.codegen.runtime.tensors import aligned_zeros
 
 # What fills a row after its real tokens; nothing reads it.
 FILLER = 0
@@ -67,13 +68,13 @@ class Session:
     def read_all(self, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Read further tokens of every row; logits [tokens, vocabulary] of all tokens of each row."""
         ids, length = self._prepare(rows)
-        (logits,) = self._run("extend", ids, start=np.array(self.lengths), length=length, **self._source)
+        (logits,) = self._run("extend", ids, start=_vector(self.lengths), length=length, **self._source)
         self._advance(rows)
         return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> Any:
         ids, _ = self._prepare(rows)
-        logits = self._run("decode", ids, start=np.array(self.lengths), **self._source)[0][:, 0]
+        logits = self._run("decode", ids, start=_vector(self.lengths), **self._source)[0][:, 0]
         self._advance(rows)
         return logits
 
@@ -98,10 +99,13 @@ class Session:
         for number, row in enumerate(rows):
             if not row:
                 raise input_error(f"{what} {number} is empty: a model needs at least one token to go on from")
-        ids = np.full((len(rows), max(len(row) for row in rows)), FILLER, np.int64)
+        lengths = [len(row) for row in rows]
+        longest = max(lengths)
+        # What the runtime takes as it is, and not a copy of it.
+        ids = aligned_zeros((len(rows), longest), np.int64)
         for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
-        return ids, np.array([len(row) for row in rows])
+            ids[number] = [*row, *[FILLER] * (longest - len(row))]
+        return ids, _vector(lengths)
 
     def _run(self, name: str, ids: Any, **named: Any) -> list[Any]:
         """The results of a program, which takes its tokens first, under the name that the traced model has for them."""
@@ -120,3 +124,10 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of the states as they are allocated now."""
         return self._caches.nbytes
+
+
+def _vector(numbers: Sequence[int]) -> Any:
+    """Whole numbers as compiled code takes them."""
+    vector = aligned_zeros((len(numbers),), np.int64)
+    vector[:] = numbers
+    return vector

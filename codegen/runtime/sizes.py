@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,14 @@ class TensorSpec:
     dims: tuple[ast.expr, ...]
     text: str
 
+    @cached_property
+    def symbols(self) -> tuple[frozenset[str], ...]:
+        """The symbols in each dimension."""
+        return tuple(
+            frozenset(n.id for n in ast.walk(dim) if isinstance(n, ast.Name) and n.id not in _CALLS)
+            for dim in self.dims
+        )
+
     @property
     def stored(self) -> Any:
         """The numpy dtype of its elements."""
@@ -65,8 +74,7 @@ class TensorSpec:
                     raise input_error(f"{what} has shape {list(shape)}, but axis {axis} ({dim.id}) must be at least 1")
                 sizes[dim.id] = size
         for axis, (dim, size) in enumerate(zip(self.dims, shape)):
-            known = all(n.id in sizes or n.id in _CALLS for n in ast.walk(dim) if isinstance(n, ast.Name))
-            if known and _compute(dim, sizes) != size:
+            if self.symbols[axis] <= sizes.keys() and _compute(dim, sizes) != size:
                 raise input_error(f"{what} has shape {list(shape)}, but {self.text} was declared: axis {axis} differs")
 
 

@@ -7,8 +7,10 @@ imported here: who passes a tensor of it has it loaded.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def as_array(tensor: Any, type: TensorSpec, what: str) -> Any:
         tensor = (tensor.view(torch.uint16) if type.dtype == "bf16" else tensor).numpy()
     array = np.asarray(tensor, order="C")
     # DLPack has no way to say that memory is read only.
-    aligned = not array.ctypes.data % ALIGNMENT and array.flags.writeable
+    aligned = not _address(array) % ALIGNMENT and array.flags.writeable
     return array if aligned else aligned_copy(array)
 
 
@@ -55,7 +57,12 @@ def dtype_of(tensor: Any, what: str) -> str:
     """The short name of a tensor's dtype; raises InputError naming `what` for no tensor."""
     if not is_torch(tensor) and not isinstance(tensor, np.ndarray):
         raise input_error(f"{what} must be a torch tensor or a numpy array, not {type(tensor).__name__}")
-    name = str(tensor.dtype).removeprefix("torch.")
+    return _short_name(tensor.dtype)
+
+
+@cache
+def _short_name(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
     if name == "bfloat16":
         return "bf16"
     for prefix, short in (("uint", "u"), ("int", "i"), ("float", "f")):
@@ -73,11 +80,16 @@ def from_compiled(array: Any, type: TensorSpec, torch_wanted: bool) -> Any:
     return (array.astype(np.uint32) << 16).view(np.float32) if type.dtype == "bf16" else array
 
 
+def _address(array: Any) -> int:
+    """Where an array's memory begins; its attribute `ctypes` says so too, and imports ctypes for it at every call."""
+    return int(array.__array_interface__["data"][0])
+
+
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """Zeros whose memory the system provides when it is first touched."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -_address(memory) % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 

@@ -43,7 +43,7 @@ def held(model: LanguageModel, module: Module, tensors: dict[str, Any], capacity
     for name, layout in choose_layouts(module, host()).items():
         assert isinstance(layout, Layout) and layout.cache is not None
         assert model.manifest["states"][name]["encoding"] == str(module.states[name].encoding)
-        found[name] = read_cache(layout.cache, torch.from_numpy(np.asarray(tensors[name])), capacity)
+        found[name] = read_cache(layout.cache, torch.from_numpy(np.from_dlpack(tensors[name])), capacity)
     return found
 
 
@@ -60,7 +60,7 @@ def test_a_small_decoder_in_two_formats(tmp_path: Path, capsys: pytest.CaptureFi
     session = model.session(2)
     session.read(rows)
     states, capacity = session._caches.tensors, session._caches.capacity
-    assert session.nbytes == sum(t.nbytes for t in states.values())
+    assert session.nbytes == sum(np.from_dlpack(t).nbytes for t in states.values())
     # The interpreter writes the same codes, but for elements between two of them; scales differ by a rounding.
     inputs = {"input_ids": torch.tensor(rows), "length": torch.tensor([23, 23])}
     exact = Interpreter(module, promote=True).run("prefill", inputs, bindings={"C": 23}).states
