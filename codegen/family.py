@@ -76,8 +76,8 @@ class Kernel:
         traffic: bytes it must read and write.
         work: arithmetic operations.
         arithmetic: "float32" or "int8": which of the machine's speeds bounds the work.
-        join: given the node that makes operand 0, which nothing else reads, the kernel of both, whose `reads` are then that
-            node's operands; None where there is none.
+        join: given the node that makes operand 0, and whether others read that too, the kernel of both, whose `reads` are
+            then that node's operands, and whose last result is operand 0 where others read it; None where there is none.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Kernel:
     traffic: Dim = 0
     work: Dim = 0
     arithmetic: str = "float32"
-    join: Callable[[Node], Kernel | None] | None = None
+    join: Callable[[Node, bool], Kernel | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,7 +180,7 @@ class _Lowering:
         reads = step.kernel.reads
         operands = [self.operand(o) if n in reads and o is not None else None for n, o in enumerate(step.inputs)]
         results = step.kernel.emit(self.emitter, operands)
-        self.values.update(zip(step.node.outputs, results))
+        self.values.update(zip(step.outputs, results, strict=True))
 
     def _result(self, operand: Operand) -> Expr:
         """An output; what is no computed value is copied, so that no caller holds an argument's memory."""

@@ -26,20 +26,22 @@ Select: TypeAlias = "Callable[[Node, Site], Kernel | list[str]]"
 
 @dataclass(frozen=True, eq=False)
 class KernelStep:
-    """A node computed by a kernel family, and with it the node that makes its operand where one kernel does both."""
+    """Nodes computed by one kernel, each but the first a reader of the one before; `kept` are results of nodes before the
+    last that others read too."""
 
-    node: Node
+    nodes: tuple[Node, ...]
     kernel: Kernel
-    joined: Node | None = None
+    kept: tuple[Value, ...] = ()
 
     @property
     def inputs(self) -> tuple[Operand | None, ...]:
         """What the kernel's operands are."""
-        return self.node.inputs if self.joined is None else self.joined.inputs
+        return self.nodes[0].inputs
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
-        return (self.node,) if self.joined is None else (self.joined, self.node)
+    def outputs(self) -> tuple[Value, ...]:
+        """What the kernel's results are."""
+        return (*self.nodes[-1].outputs, *self.kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +85,13 @@ class _Planner:
         self.rules: dict[Node, Pointwise] = {}
         self.folds: dict[Node, FoldRule] = {}
         self.kernels: dict[Node, Kernel] = {}
-        self.joined: dict[Node, Node] = {}
+        self.joined: dict[Node, tuple[Node, ...]] = {}
+        self.kept: dict[Node, tuple[Value, ...]] = {}
         self.inlined: set[Value] = set()
         self.nodes = function.live_nodes()
         self.producers = {v: n for n in self.nodes for v in n.outputs}
         self.results = set(function.results)
+        self.places = {node: number for number, node in enumerate(self.nodes)}
         self.readers: dict[Operand, list[Node]] = {}
         for node in self.nodes:
             for operand in dict.fromkeys(_operands(node)):
@@ -128,20 +132,42 @@ class _Planner:
             )
 
     def _join(self) -> None:
-        """Give nodes that one kernel computes together to the last of them."""
-        for node, kernel in list(self.kernels.items()):
-            value = node.inputs[0] if kernel.join is not None else None
-            producer = self.producers.get(value) if isinstance(value, Value) else None
-            if kernel.join is None or value is None or producer not in self.kernels:
-                continue
-            # What lives in a state's memory may be overwritten before the last one.
-            kept = any(isinstance(o, StateRef) or o in self.site.layouts for o in _operands(producer))
-            if kept or value in self.results or self.readers[value] != [node] or len(producer.outputs) > 1:
-                continue
-            both = kernel.join(producer)
-            if both is not None:
-                self.kernels[node], self.joined[node] = both, producer
-                del self.kernels[producer]
+        """Give nodes that one kernel computes together to the last of them, from which chains are followed upwards."""
+        for node in reversed(self.nodes):
+            if node in self.kernels:
+                self.joined[node] = (node,)
+                while self._join_one(node):
+                    pass
+
+    def _join_one(self, node: Node) -> bool:
+        """Join what makes the first operand of a node's kernel to it; whether that was possible."""
+        kernel, first = self.kernels[node], self.joined[node][0]
+        value = first.inputs[0] if kernel.join is not None else None
+        producer = self.producers.get(value) if isinstance(value, Value) else None
+        if kernel.join is None or not isinstance(value, Value) or producer is None or len(producer.outputs) > 1:
+            return False
+        if producer not in self.kernels and not self._loses_nothing(producer):
+            return False
+        # What lives in a state's memory may be overwritten before the last one.
+        if any(isinstance(o, StateRef) or o in self.site.layouts for o in (value, *_operands(producer))):
+            return False
+        others = [reader for reader in self.readers[value] if reader is not first]
+        kept = bool(others) or value in self.results
+        if any(self.places[reader] < self.places[node] for reader in others):
+            return False
+        both = kernel.join(producer, kept)
+        if both is None:
+            return False
+        self.kernels[node], self.joined[node] = both, (producer, *self.joined[node])
+        self.kept[node] = (*self.kept.get(node, ()), *((value,) if kept else ()))
+        self.kernels.pop(producer, None)
+        self.rules.pop(producer, None)
+        return True
+
+    def _loses_nothing(self, node: Node) -> bool:
+        """Whether an elementwise node may be part of a kernel: each of its operands lies in memory for another reader."""
+        made = [o for o in _operands(node) if isinstance(o, Value) and self.producers.get(o) in self.rules]
+        return node in self.rules and all(any(r not in self.rules for r in self.readers[o]) for o in made)
 
     def _is_costly(self, node: Node) -> bool:
         """Whether computing a value again costs more than reading it again, operands that may be inlined included."""
@@ -179,7 +205,7 @@ class _Planner:
 
     def _steps(self, node: Node) -> Iterable[Step]:
         if node in self.kernels:
-            yield KernelStep(node, self.kernels[node], self.joined.get(node))
+            yield KernelStep(self.joined[node], self.kernels[node], self.kept.get(node, ()))
         elif node in self.folds:
             yield FusedStep(self._fused(node, node.outputs[0]), self.folds[node])
         elif node in self.rules:

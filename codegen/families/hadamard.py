@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
@@ -81,16 +81,6 @@ def transformed(
         traffic=rows * (4 * width + written) + sum(4 * prod(w.shape) for w in weights),
         work=rows * (config.work + (0 if quantize is None else 3 * width)),
     )
-
-
-def behind_transforms(node: Node, site: Site, quantize: QuantizeActivation) -> Callable[[Node], Kernel | None]:
-    """For a node that quantises: given the one that makes its input, the kernel of both where that is a transform."""
-
-    def join(producer: Node) -> Kernel | None:
-        found = transformed(producer, site, quantize, node) if isinstance(producer.op, HadamardOp) else None
-        return found if isinstance(found, Kernel) else None
-
-    return join
 
 
 def _packed_signs(config: Hadamard, plan: blocks.Plan) -> Packed:

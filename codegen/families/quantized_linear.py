@@ -12,7 +12,8 @@ import torch
 
 from planish.codegen.dialect import emitted_once
 from planish.codegen.dims import product
-from planish.codegen.families.hadamard import behind_transforms
+from planish.codegen.families.hadamard import transformed
+from planish.codegen.families.norms import normed
 from planish.codegen.family import Emitter, Expr, Family, Kernel, Packed, Site
 from planish.codegen.kernels.blocks import linear_int4_layer as int4_blocks
 from planish.codegen.kernels.blocks import linear_low_bit as blocks
@@ -25,6 +26,7 @@ from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configur
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.stored import as_float32
 from planish.ir import Grouped, GroupedInt, Node, Param
+from planish.ir.ops import Hadamard, LayerNorm, RmsNorm
 from planish.ir.ops import QuantizeActivation as QuantizeActivationOp
 
 
@@ -157,6 +159,15 @@ def _packed(param: Param, config: LowBitLinear) -> Packed:
     return Packed(key, torch.uint8, config.packed_shape, make)
 
 
+def _joined(node: Node, site: Site, config: QuantizeActivation, producer: Node, kept: bool) -> Kernel | None:
+    """The kernel of a quantisation and of what makes its rows, if a row need not lie in memory for another reader."""
+    makers = {Hadamard.name: transformed, RmsNorm.name: normed, LayerNorm.name: normed}
+    if kept or producer.op.name not in makers:
+        return None
+    both = makers[producer.op.name](producer, site, config, node)
+    return both if isinstance(both, Kernel) else None
+
+
 class QuantizeActivationFamily(Family):
     """Codes of up to eight bits, as int8, and one scale for each row."""
 
@@ -188,5 +199,5 @@ class QuantizeActivationFamily(Family):
             emit=emit,
             traffic=rows * (5 * size + 4),
             work=3 * rows * size,
-            join=behind_transforms(node, site, config),
+            join=partial(_joined, node, site, config),
         )

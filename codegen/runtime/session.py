@@ -44,7 +44,8 @@ class Session:
         Raises:
             InputError: when a row's source has no token.
         """
-        ids, length = self._aligned(rows, "the source of row")
+        ids = self._aligned(rows, "the source of row")
+        length = _lengths(rows)
         self._caches.reserve(ids.shape[1])
         self._run("encode", ids, length=length)
         self._source = {"source_length": length}
@@ -58,8 +59,8 @@ class Session:
         if all(len(row) == 1 for row in rows) and any(self.lengths):
             return self._decode(rows)
         if not any(self.lengths):
-            ids, length = self._prepare(rows)
-            logits = self._run("prefill", ids, length=length, **self._source)[0][:, 0]
+            ids = self._prepare(rows)
+            logits = self._run("prefill", ids, length=_lengths(rows), **self._source)[0][:, 0]
             self._advance(rows)
             return logits
         every = self.read_all(rows)
@@ -67,20 +68,20 @@ class Session:
 
     def read_all(self, rows: Sequence[Sequence[int]]) -> list[Any]:
         """Read further tokens of every row; logits [tokens, vocabulary] of all tokens of each row."""
-        ids, length = self._prepare(rows)
-        (logits,) = self._run("extend", ids, start=_vector(self.lengths), length=length, **self._source)
+        ids, start = self._prepare(rows), _vector(self.lengths)
+        (logits,) = self._run("extend", ids, start=start, length=_lengths(rows), **self._source)
         self._advance(rows)
         return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> Any:
-        ids, _ = self._prepare(rows)
+        ids = self._prepare(rows)
         logits = self._run("decode", ids, start=_vector(self.lengths), **self._source)[0][:, 0]
         self._advance(rows)
         return logits
 
-    def _prepare(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-        """Left-aligned ids and the rows' lengths, with room in the caches."""
-        ids, length = self._aligned(rows, "row")
+    def _prepare(self, rows: Sequence[Sequence[int]]) -> Any:
+        """Left-aligned ids, with room in the caches."""
+        ids = self._aligned(rows, "row")
         for number, row in enumerate(rows):
             total = self.lengths[number] + len(row)
             if self._context is not None and total > self._context:
@@ -90,22 +91,21 @@ class Session:
                 )
         # Compiled code writes whole rows of tokens where they stand, filler too.
         self._caches.reserve(max(self.lengths) + ids.shape[1])
-        return ids, length
+        return ids
 
-    def _aligned(self, rows: Sequence[Sequence[int]], what: str) -> tuple[Any, Any]:
-        """Left-aligned ids of as many rows as the session has, and their lengths."""
+    def _aligned(self, rows: Sequence[Sequence[int]], what: str) -> Any:
+        """Left-aligned ids of as many rows as the session has."""
         if len(rows) != len(self.lengths):
             raise input_error(f"this session has {len(self.lengths)} rows, but {len(rows)} were given")
         for number, row in enumerate(rows):
             if not row:
                 raise input_error(f"{what} {number} is empty: a model needs at least one token to go on from")
-        lengths = [len(row) for row in rows]
-        longest = max(lengths)
+        longest = max(len(row) for row in rows)
         # What the runtime takes as it is, and not a copy of it.
         ids = aligned_zeros((len(rows), longest), np.int64)
         for number, row in enumerate(rows):
             ids[number] = [*row, *[FILLER] * (longest - len(row))]
-        return ids, _vector(lengths)
+        return ids
 
     def _run(self, name: str, ids: Any, **named: Any) -> list[Any]:
         """The results of a program, which takes its tokens first, under the name that the traced model has for them."""
@@ -124,6 +124,10 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of the states as they are allocated now."""
         return self._caches.nbytes
+
+
+def _lengths(rows: Sequence[Sequence[int]]) -> Any:
+    return _vector([len(row) for row in rows])
 
 
 def _vector(numbers: Sequence[int]) -> Any:

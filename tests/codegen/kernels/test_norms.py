@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planish.codegen.kernels.norms import Norm, layer_norm, rms_norm
+from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.kernels.vectors import CHAINS
 from planish.codegen.tiles.float import FloatTile
 from planish.testing.float_kernels import TILES, compile_kernel, gaussian
@@ -96,6 +98,27 @@ def test_bits_of_a_row_do_not_depend_on_the_others(tile: FloatTile, name: str, r
     assert all(
         torch.equal(apply(name, config, x[r : r + 1], weight, bias)[0], whole[r : r + 1]) for r in range(rows)[:3]
     )
+
+
+@by_tile
+@by_name
+@pytest.mark.parametrize("width", [5, 64, 111])
+@pytest.mark.parametrize("residual", [False, True])
+def test_quantised_rows_have_the_bits_of_two_kernels(tile: FloatTile, name: str, width: int, residual: bool) -> None:
+    inputs = [gaussian(7, width, seed=seed) for seed in (1, 2)][: 1 + residual]
+    weight, bias = gaussian(width, seed=3), gaussian(width, seed=4)
+    inputs[0][3], inputs[-1][3] = 0, 0
+    inputs[0][4, 0] = float("nan")
+    config, quantize = Norm(width, EPSILON, tile, bias=True, residual=residual), QuantizeActivation(width, tile)
+    y, total = apply(name, config, *inputs, weight, bias)
+    expected = torch.empty(y.shape, dtype=torch.int8), torch.empty(7, 1)
+    compile_kernel(quantize_activation(quantize), tile)(y, *expected)
+    found = torch.empty(y.shape, dtype=torch.int8), torch.full((7, 1), -1.0)
+    sums = [torch.empty_like(y)] if residual else []
+    compiled(name, replace(config, quantize=quantize))(*inputs, weight, bias, *sums, *found)
+    for one, other in zip((*found, *sums), (*expected, *([total] if residual else [])), strict=True):
+        assert other is not None and torch.equal(one.nan_to_num(nan=-7.0), other.nan_to_num(nan=-7.0))
+    assert bool(found[1][4].isnan())
 
 
 @by_tile
