@@ -67,11 +67,11 @@ def measure(tile: Any, target: Any, shape: Shape, dtype: str, rounds: int) -> di
     """The figures of one shape."""
     import torch
     import torch.nn.functional as F
-    import tvm
     from measure import take_turns
 
     from planish.codegen.kernels.attention import attention, configure
     from planish.codegen.kernels.kv_cache import pack_cache
+    from planish.codegen.processor_passes import compile_kernels
 
     decode = shape.length == 1
     config = configure(
@@ -83,7 +83,7 @@ def measure(tile: Any, target: Any, shape: Shape, dtype: str, rounds: int) -> di
         scale=shape.size**-0.5,
         cache_dtype=dtype,
     )
-    kernel = tvm.compile(attention(config), target=target)["attention"]
+    kernel = compile_kernels(attention(config), target)["attention"]
     count = LAYERS if decode else 1
     caches = [torch.randn(2, 1, shape.keys, shape.kv_heads, shape.size).to(getattr(torch, dtype)) for _ in range(count)]
     packed = [(pack_cache(config.keys_layout, k), pack_cache(config.values_layout, v)) for k, v in caches]

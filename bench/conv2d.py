@@ -76,16 +76,16 @@ def main() -> None:
 def measure(tile: Any, target: Any, layer: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
     """The figures of one layer."""
     import torch
-    import tvm
     from measure import take_turns
 
     from planish.codegen.kernels.conv2d import configurations, conv2d, pack_weight
     from planish.codegen.kernels.conv2d_geometry import ConvGeometry
+    from planish.codegen.processor_passes import compile_kernels
 
     inputs, outputs, image, kernel_size, stride, padding, groups = layer
     geometry = ConvGeometry((image, image), (kernel_size, kernel_size), (stride, stride), (padding, padding))
     config = configurations(tile, inputs, outputs, groups, geometry, True)[0]
-    kernel = tvm.compile(conv2d(config), target=target)["conv2d"]
+    kernel = compile_kernels(conv2d(config), target)["conv2d"]
     x, bias = torch.randn(batch, inputs, image, image), torch.randn(outputs)
     weight, y = torch.randn(outputs, inputs // groups, *geometry.kernel), torch.empty(batch, outputs, *geometry.out)
     packed = pack_weight(config, weight)

@@ -197,9 +197,9 @@ def _open(artifact: Path, threads: int) -> Any:
 def readers() -> dict[str, Callable[[int], None]]:
     """Loops that only read memory."""
     import torch
-    import tvm
 
     from planish.codegen.kernels.peaks import READS, read_tasks, reading
+    from planish.codegen.processor_passes import compile_kernels
     from planish.targets import open_target
 
     target, elements = open_target("host"), READ_BYTES // 4
@@ -207,7 +207,7 @@ def readers() -> dict[str, Callable[[int], None]]:
     sources = [torch.ones(elements, dtype=torch.int32) for _ in range(COLD_READ // READ_BYTES)]
 
     def reader(way: str) -> Callable[[int], None]:
-        read = tvm.compile(reading(lanes, elements, way), target=target.tvm_target())["reading"]
+        read = compile_kernels(reading(lanes, elements, way), target.tvm_target())["reading"]
         sums = torch.zeros(read_tasks(lanes, elements, way), lanes, dtype=torch.int32)
         return lambda call: read(sources[call % len(sources)], sums)
 

@@ -127,11 +127,11 @@ def contestants(
 def _ours(codes: Any, scales: Any, x: Any) -> Callable[[], Product]:
     """The two kernels of a quantised linear layer, as an artifact has them."""
     import torch
-    import tvm
 
     from planish.codegen.kernels.linear_low_bit import linear_low_bit
     from planish.codegen.kernels.linear_low_bit_config import configurations, pack_weight
     from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
+    from planish.codegen.processor_passes import compile_kernels
     from planish.ir import GroupedInt
     from planish.targets.host.detect import detect_host
 
@@ -139,8 +139,8 @@ def _ours(codes: Any, scales: Any, x: Any) -> Callable[[], Product]:
     (outs, ins), target = codes.shape, host.tvm_target()
     encoding = GroupedInt(4, ins // scales.shape[1])
     config = configurations(host.int8_tile, ins, outs, encoding, False)[0]
-    multiply = tvm.compile(linear_low_bit(config), target=target)["linear_low_bit"]
-    quantize = tvm.compile(quantize_activation(QuantizeActivation(ins, host.float_tile)), target=target)
+    multiply = compile_kernels(linear_low_bit(config), target)["linear_low_bit"]
+    quantize = compile_kernels(quantize_activation(QuantizeActivation(ins, host.float_tile)), target)
     storage = {"values": encoding.packing.pack(torch.from_numpy(codes)), "scales": torch.from_numpy(scales)}
     packed, given = pack_weight(config, storage), torch.from_numpy(x)
     return lambda: Ours(quantize["quantize_activation"], multiply, packed.clone(), given, outs)

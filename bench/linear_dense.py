@@ -62,20 +62,20 @@ def linear(
 ) -> Iterator[dict[str, Any]]:
     """The figures of one weight shape, one number of rows after the other."""
     import torch
-    import tvm
     from linear_low_bit import READ_BYTES
     from measure import take_turns
 
     from planish.codegen.kernels.linear_dense import configurations, linear_dense, pack_weight
     from planish.codegen.kernels.peaks import read_tasks, reading
+    from planish.codegen.processor_passes import compile_kernels
 
     config = configurations(tile, in_features, out_features, dtype, False)[0]
-    kernel = tvm.compile(linear_dense(config), target=target)["linear_dense"]
+    kernel = compile_kernels(linear_dense(config), target)["linear_dense"]
     weight = torch.randn(out_features, in_features).to(getattr(torch, dtype))
     copies = COLD_BYTES // (weight.numel() * weight.itemsize) + 1
     weights = [weight.clone() for _ in range(copies)]
     packed = [pack_weight(config, weight) for _ in range(copies)]
-    read = tvm.compile(reading(tile.lanes, READ_BYTES // 4, "short"), target=target)["reading"]
+    read = compile_kernels(reading(tile.lanes, READ_BYTES // 4, "short"), target)["reading"]
     sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
     sums = torch.zeros(read_tasks(tile.lanes, READ_BYTES // 4, "short"), tile.lanes, dtype=torch.int32)
 
@@ -105,14 +105,14 @@ def linear(
 def product(tile: Any, target: Any, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """The figures of one batched product (batch, rows, depth, columns)."""
     import torch
-    import tvm
     from measure import take_turns
 
     from planish.codegen.kernels.matmul import configurations, matmul
+    from planish.codegen.processor_passes import compile_kernels
 
     batch, rows, depth, columns = sizes
     config = configurations(tile, batch, None, depth, columns)[0]
-    kernel = tvm.compile(matmul(config), target=target)["matmul"]
+    kernel = compile_kernels(matmul(config), target)["matmul"]
     a, b, y = torch.randn(batch, rows, depth), torch.randn(batch, depth, columns), torch.empty(batch, rows, columns)
     timings = take_turns({"kernel": lambda call: kernel(a, b, y), "torch": lambda call: torch.bmm(a, b, out=y)}, rounds)
     names = dict(zip(("batch", "rows", "depth", "columns"), sizes))

@@ -66,19 +66,19 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """The figures of one weight shape, one number of rows after the other."""
     import torch
-    import tvm
     from measure import take_turns
 
     from planish.codegen.kernels.linear_low_bit import linear_low_bit
     from planish.codegen.kernels.linear_low_bit_config import configurations
     from planish.codegen.kernels.peaks import read_tasks, reading
+    from planish.codegen.processor_passes import compile_kernels
 
     config = configurations(tile, in_features, out_features, encoding, False)[0]
-    kernel = tvm.compile(linear_low_bit(config), target=target)["linear_low_bit"]
+    kernel = compile_kernels(linear_low_bit(config), target)["linear_low_bit"]
     size = config.packed_shape[0] * config.packed_shape[1]
     # Bytes below 0x3c keep random float16 scales finite and positive.
     weights = [torch.randint(0, 0x3C, config.packed_shape, dtype=torch.uint8) for _ in range(COLD_BYTES // size + 1)]
-    read = tvm.compile(reading(tile.lanes, READ_BYTES // 4, "short"), target=target)["reading"]
+    read = compile_kernels(reading(tile.lanes, READ_BYTES // 4, "short"), target)["reading"]
     sources = [torch.ones(READ_BYTES // 4, dtype=torch.int32) for _ in range(COLD_BYTES // READ_BYTES)]
     sums = torch.zeros(read_tasks(tile.lanes, READ_BYTES // 4, "short"), tile.lanes, dtype=torch.int32)
 

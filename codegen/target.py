@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from planish.codegen.dialect import Dialect, LlvmDialect
+from planish.codegen.processor_passes import PIPELINE
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Capabilities, InputError, PlanishError
@@ -86,8 +87,8 @@ class Target(ABC):
 
     @property
     def kernel_passes(self) -> str:
-        """The name of TVM's list of passes for kernels."""
-        return "default"
+        """The name of a list of TVM's passes for kernels, in its table of them."""
+        return PIPELINE
 
     def compiling(self) -> AbstractContextManager[Any]:
         """What must be in place while TVM compiles for this target."""

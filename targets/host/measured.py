@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tvm
 
 from planish.codegen.kernels import peaks
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import products
 from planish.targets.host.detect import HostCpu
 
@@ -102,7 +102,7 @@ def measured(cpu: HostCpu) -> Speeds:
 
     def run(function: Any, name: str, *tensors: torch.Tensor) -> float:
         """Calls per second, the best of some."""
-        kernel = tvm.compile(function, target=cpu.tvm_target())[name]
+        kernel = compile_kernels(function, cpu.tvm_target())[name]
         kernel(*tensors)
         times = []
         for _ in range(REPEATS):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import tvm
 from tvm.tirx.script import builder as T
 
 from planish.codegen.claims import PORTIONS
 from planish.codegen.kernels import emit
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.runtime.library import use_threads
 from planish.codegen.runtime.machine import usable_cores
 from planish.targets.host.detect import detect_host
@@ -65,7 +65,7 @@ def _waiting() -> Any:
 
 
 def _compiled(name: str, body: Any) -> Any:
-    return tvm.compile(emit.prim_func(name, body), target=detect_host().tvm_target())[name]
+    return compile_kernels(emit.prim_func(name, body), detect_host().tvm_target())[name]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

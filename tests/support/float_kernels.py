@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tvm
 
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.targets.host.detect import detect_host
 from planish.targets.host.float_tiles import FLOAT_TILES
@@ -24,7 +24,7 @@ def _target(tile: FloatTile) -> Any:
 
 def compile_kernel(function: Any, tile: FloatTile) -> Any:
     """``function`` compiled for a processor with nothing beyond what ``tile`` needs: call it with torch tensors."""
-    return tvm.compile(function, target=_target(tile))[function.attrs["global_symbol"]]
+    return compile_kernels(function, _target(tile))[function.attrs["global_symbol"]]
 
 
 def small_integers(*shape: int, seed: int, largest: int = 4) -> torch.Tensor:

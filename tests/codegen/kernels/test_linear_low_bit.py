@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.tirx.script import builder as T
@@ -18,6 +17,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Grouped, GroupedInt, Levels
 from planish.targets.host.detect import detect_host
@@ -107,7 +107,7 @@ def config_of(tile: Int8Tile, problem: Problem, **changes: Any) -> LowBitLinear:
 @cache
 def compiled(config: LowBitLinear) -> Any:
     target = detect_host().restricted_to(config.tile.features).tvm_target()
-    return tvm.compile(linear_low_bit(config), target=target)["linear_low_bit"]
+    return compile_kernels(linear_low_bit(config), target)["linear_low_bit"]
 
 
 @dataclass

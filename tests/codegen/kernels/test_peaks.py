@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import tvm
 
 from planish.codegen.kernels import peaks
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.targets.host.detect import detect_host
@@ -41,7 +41,7 @@ def test_every_product_of_bytes_is_summed(tile: Int8Tile) -> None:
     activations = torch.randint(-127, 128, (count, width), generator=generator).to(torch.int8)
     y = torch.ones(2, count, tile.lanes, dtype=torch.int32)
     target = detect_host().restricted_to(tile.features).tvm_target()
-    kernel = tvm.compile(peaks.summing_products(tile, 2, 5, 3), target=target)["summing_products"]
+    kernel = compile_kernels(peaks.summing_products(tile, 2, 5, 3), target)["summing_products"]
     kernel(weights, activations, y)
     products = (weights.long().sum(0) * activations.long()).view(count, tile.lanes, tile.depth).sum(-1)
     assert torch.equal(y.long(), (1 + 3 * products).expand(2, -1, -1))

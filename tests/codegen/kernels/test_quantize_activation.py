@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planish.codegen.kernels.quantize_activation import PARALLEL_ELEMENTS, QuantizeActivation, quantize_activation
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.ir.ops.linear import QuantizeActivation as QuantizeActivationOp
 from planish.targets.host.detect import detect_host
@@ -23,7 +23,7 @@ by_tile = pytest.mark.parametrize("tile", detect_host().tiles(FLOAT_TILES), ids=
 @cache
 def compiled(config: QuantizeActivation) -> Any:
     target = detect_host().restricted_to(config.tile.features).tvm_target()
-    return tvm.compile(quantize_activation(config), target=target)["quantize_activation"]
+    return compile_kernels(quantize_activation(config), target)["quantize_activation"]
 
 
 def apply(tile: FloatTile, x: torch.Tensor, largest: int = 127) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.tirx.script import builder as T
 
 from planish.codegen.kernels import emit
+from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.targets.host.detect import detect_host
 from planish.targets.host.int8_tiles import INT8_TILES
@@ -35,7 +35,7 @@ def compiled(tile: Int8Tile, weight_bound: int) -> Any:
             emit.store(sums, [T.int64(0)], accumulator.value(), tile.lanes)
 
         target = detect_host().restricted_to(tile.features).tvm_target()
-        KERNELS[tile.name, weight_bound] = tvm.compile(emit.prim_func("dots", body), target=target)["dots"]
+        KERNELS[tile.name, weight_bound] = compile_kernels(emit.prim_func("dots", body), target)["dots"]
     return KERNELS[tile.name, weight_bound]
 
 

@@ -1,0 +1,47 @@
+"""TVM's passes from emitted kernels to the code of a processor.
+
+TVM's own list is for schedules: it also looks for the part of each buffer that is used, for threads, software pipelines and
+matrix layouts. Kernels here say what they mean, and that search alone took half of a compilation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx import compilation_pipeline
+
+PIPELINE = "planish_processor"
+
+
+def _passes() -> list[Any]:
+    return [
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+    ]
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    whole = tvm.transform.Sequential(_passes())
+    return whole, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
+
+
+compilation_pipeline.PIPELINE_MAP[PIPELINE] = _pipeline
+
+
+def compile_kernels(functions: Any, target: Any) -> Any:
+    """One PrimFunc, or a module of them, for a processor that TVM's ``target`` names: the library of their code."""
+    return tvm.compile(functions, target=target, tir_pipeline=PIPELINE)
