@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ PIPES = 2
 """Vector pipes of both models; each starts one instruction of 128 bits a cycle."""
 WEIGHTS = 128
 """Weights that instructions and cycles are given for."""
-FEATURES, PASSES = 4096, 200
+FEATURES = 4096
 PRODUCTS = {"sdot": 16, "smmla": 32, "fmla": 4}
 """Products of one instruction on registers of 128 bits."""
 
@@ -113,19 +112,10 @@ def unrolled(lines: Sequence[str], loop: Loop, around: Loop | None, passes: int)
     return [*instructions(before), *body * passes, *instructions(after)]
 
 
-def cycles(body: Sequence[str], model: str) -> float:
-    """Cycles of one pass over ``body`` by llvm-mca, many passes one after the other."""
-    tool = next((found for v in ("-19", "-22", "-18", "-17", "") if (found := shutil.which(f"llvm-mca{v}"))), None)
-    if tool is None:
-        sys.exit("llvm-mca is not installed (on Debian: apt-get install llvm-19)")
-    command = [tool, "-mtriple=aarch64", f"-mcpu={model}", "-json", f"-iterations={PASSES}", "-instruction-info=0"]
-    done = subprocess.run(command, input="\n".join(body), capture_output=True, text=True, check=True)
-    total: int = json.loads(done.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"]
-    return total / PASSES
-
-
 def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float, weights: float = 0) -> dict[str, Any]:
     """What one loop does, whose products are the instructions ``name``; ``weights`` there are, or 0: one a product."""
+    from llvm_mca import cycles
+
     counted = mnemonics(body)
     products = counted[name] * PRODUCTS[name]
     weights = weights or products / rows
