@@ -6,6 +6,7 @@ matrix layouts. Kernels here say what they mean, and that search alone took half
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -34,12 +35,17 @@ def _passes() -> list[Any]:
     ]
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
-    whole = tvm.transform.Sequential(_passes())
-    return whole, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
+def register_passes(name: str, passes: Callable[[], list[Any]]) -> None:
+    """Add a list of passes for kernels to TVM's table of them; what TVM does after them stays its own."""
+
+    def pipeline() -> tuple[Any, Any, Any]:
+        whole = tvm.transform.Sequential(passes())
+        return whole, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
+
+    compilation_pipeline.PIPELINE_MAP[name] = pipeline
 
 
-compilation_pipeline.PIPELINE_MAP[PIPELINE] = _pipeline
+register_passes(PIPELINE, _passes)
 
 
 def compile_kernels(functions: Any, target: Any) -> Any:

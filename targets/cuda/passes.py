@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm
 from tvm import s_tir, tirx
-from tvm.tirx import compilation_pipeline
+
+from planish.codegen.processor_passes import register_passes
 
 PIPELINE = "planish_cuda"
 
@@ -34,9 +34,4 @@ def _passes() -> list[Any]:
     ]
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
-    whole = tvm.transform.Sequential(_passes())
-    return whole, s_tir.pipeline.finalize_host_passes, s_tir.pipeline.finalize_device_passes
-
-
-compilation_pipeline.PIPELINE_MAP[PIPELINE] = _pipeline
+register_passes(PIPELINE, _passes)
