@@ -142,7 +142,7 @@ def figures(body: Sequence[str], model: str, name: str, rows: int, bits: float, 
 
 def assembly(function: Any, target: Any) -> str:
     """The assembly of one kernel."""
-    from planish.codegen.processor_passes import compile_kernels
+    from planish.codegen.kernel_passes import compile_kernels
 
     text: str = compile_kernels(function, target.tvm_target()).mod.inspect_source("asm")
     return text

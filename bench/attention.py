@@ -69,9 +69,9 @@ def measure(tile: Any, target: Any, shape: Shape, dtype: str, rounds: int) -> di
     import torch.nn.functional as F
     from measure import take_turns
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.attention import attention, configure
     from planish.codegen.kernels.kv_cache import pack_cache
-    from planish.codegen.processor_passes import compile_kernels
 
     decode = shape.length == 1
     config = configure(

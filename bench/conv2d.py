@@ -78,9 +78,9 @@ def measure(tile: Any, target: Any, layer: tuple[int, ...], batch: int, rounds: 
     import torch
     from measure import take_turns
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.conv2d import configurations, conv2d, pack_weight
     from planish.codegen.kernels.conv2d_geometry import ConvGeometry
-    from planish.codegen.processor_passes import compile_kernels
 
     inputs, outputs, image, kernel_size, stride, padding, groups = layer
     geometry = ConvGeometry((image, image), (kernel_size, kernel_size), (stride, stride), (padding, padding))

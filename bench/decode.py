@@ -198,8 +198,8 @@ def readers() -> dict[str, Callable[[int], None]]:
     """Loops that only read memory."""
     import torch
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.peaks import READS, read_tasks, reading
-    from planish.codegen.processor_passes import compile_kernels
     from planish.targets import open_target
 
     target, elements = open_target("host"), READ_BYTES // 4

@@ -128,10 +128,10 @@ def _ours(codes: Any, scales: Any, x: Any) -> Callable[[], Product]:
     """The two kernels of a quantised linear layer, as an artifact has them."""
     import torch
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.linear_low_bit import linear_low_bit
     from planish.codegen.kernels.linear_low_bit_config import configurations, pack_weight
     from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
-    from planish.codegen.processor_passes import compile_kernels
     from planish.ir import GroupedInt
     from planish.targets.host.detect import detect_host
 

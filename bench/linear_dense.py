@@ -65,9 +65,9 @@ def linear(
     from linear_low_bit import READ_BYTES
     from measure import take_turns
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.linear_dense import configurations, linear_dense, pack_weight
     from planish.codegen.kernels.peaks import read_tasks, reading
-    from planish.codegen.processor_passes import compile_kernels
 
     config = configurations(tile, in_features, out_features, dtype, False)[0]
     kernel = compile_kernels(linear_dense(config), target)["linear_dense"]
@@ -107,8 +107,8 @@ def product(tile: Any, target: Any, sizes: tuple[int, ...], rounds: int) -> dict
     import torch
     from measure import take_turns
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.matmul import configurations, matmul
-    from planish.codegen.processor_passes import compile_kernels
 
     batch, rows, depth, columns = sizes
     config = configurations(tile, batch, None, depth, columns)[0]

@@ -68,10 +68,10 @@ def measure(
     import torch
     from measure import take_turns
 
+    from planish.codegen.kernel_passes import compile_kernels
     from planish.codegen.kernels.linear_low_bit import linear_low_bit
     from planish.codegen.kernels.linear_low_bit_config import configurations
     from planish.codegen.kernels.peaks import read_tasks, reading
-    from planish.codegen.processor_passes import compile_kernels
 
     config = configurations(tile, in_features, out_features, encoding, False)[0]
     kernel = compile_kernels(linear_low_bit(config), target)["linear_low_bit"]

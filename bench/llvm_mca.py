@@ -30,7 +30,7 @@ def cycles(body: Sequence[str], model: str) -> float:
 
 @cache
 def _llvm_mca() -> str:
-    """An llvm-mca whose models are those of 17 or later: before, they have other pipes and say a third more cycles."""
+    """An llvm-mca whose models are those of 17 or later: before, they have other pipes."""
     for suffix in ("-19", "-22", "-18", "-17", ""):
         found = shutil.which(f"llvm-mca{suffix}")
         if found is None:

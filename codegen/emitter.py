@@ -106,7 +106,7 @@ class Emitter:
     def view(self, tensor: Expr, shape: Sequence[Dim]) -> Expr:
         """The same memory under another shape; a view of a view is one of the whole, and there is one for each shape.
 
-        Every view that is left costs a decoded token part of a microsecond, and kernels ask for several around each call.
+        Kernels ask for several around each call, and each that is left is made anew for every decoded token.
         """
         whole, key = self._whole.get(tensor, tensor), tuple(shape)
         if key == self._arguments[whole].shape:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from planish.codegen.dialect import Dialect, LlvmDialect
-from planish.codegen.processor_passes import PIPELINE
+from planish.codegen.kernel_passes import PIPELINE
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Capabilities, InputError, PlanishError

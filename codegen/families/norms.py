@@ -78,7 +78,7 @@ def normed(
         return [to.view(y, value.type.shape) for y, value in zip(in_order, outputs, strict=True)]
 
     def join(producer: Node, kept: bool) -> Kernel | None:
-        both = normed(node, site, quantize, reader, producer) if kept and is_sum(producer) else None
+        both = normed(node, site, quantize, reader, producer) if kept and _is_sum(producer) else None
         return both if isinstance(both, Kernel) else None
 
     names = ["add"] * len(sums) + [op.name] + ["quantize_activation"] * (quantize is not None)
@@ -95,7 +95,7 @@ def normed(
     )
 
 
-def is_sum(node: Node) -> bool:
+def _is_sum(node: Node) -> bool:
     """Whether a node adds two computed tensors of float32 and one shape, and nothing else."""
     if not isinstance(node.op, Aten) or node.op.overload != "add.Tensor" or node.op.keywords or len(node.inputs) != 2:
         return False

@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from planish.codegen.processor_passes import register_passes
+from planish.codegen.kernel_passes import register_passes
 
 PIPELINE = "planish_cuda"
 

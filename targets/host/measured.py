@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels import peaks
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import products
 from planish.targets.host.detect import HostCpu
 

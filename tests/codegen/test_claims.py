@@ -11,8 +11,8 @@ import torch
 from tvm.tirx.script import builder as T
 
 from planish.codegen.claims import PORTIONS
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels import emit
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.runtime.library import use_threads
 from planish.codegen.runtime.machine import usable_cores
 from planish.targets.host.detect import detect_host

@@ -1,4 +1,4 @@
-"""Two operations in one kernel: when the second alone reads the first, and the result is that of both."""
+"""Several operations in one kernel: when they are joined, and that the results are theirs."""
 
 from __future__ import annotations
 

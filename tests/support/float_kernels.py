@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planish.codegen.processor_passes import compile_kernels
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.targets.host.detect import detect_host
 from planish.targets.host.float_tiles import FLOAT_TILES

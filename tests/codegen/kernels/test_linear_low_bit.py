@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.tirx.script import builder as T
 
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels.linear_low_bit import linear_low_bit
 from planish.codegen.kernels.linear_low_bit_config import LowBitLinear, configurations, pack_weight
 from planish.codegen.kernels.linear_low_bit_packing import LowBitLayout
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.ir import Grouped, GroupedInt, Levels
 from planish.targets.host.detect import detect_host

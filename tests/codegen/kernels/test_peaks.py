@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels import peaks
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.targets.host.detect import detect_host

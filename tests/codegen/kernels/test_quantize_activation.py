@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels.quantize_activation import PARALLEL_ELEMENTS, QuantizeActivation, quantize_activation
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.float import FloatTile
 from planish.ir.ops.linear import QuantizeActivation as QuantizeActivationOp
 from planish.targets.host.detect import detect_host

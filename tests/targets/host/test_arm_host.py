@@ -13,8 +13,8 @@ import pytest
 from tvm.target import codegen as llvm
 
 from planish.codegen.build import build
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels import peaks
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.runtime.machine import read_features
 from planish.ir import UnsupportedError
 from planish.passes.derive_programs import DerivePrograms

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.tirx.script import builder as T
 
+from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels import emit
-from planish.codegen.processor_passes import compile_kernels
 from planish.codegen.tiles.int8 import Int8Tile
 from planish.targets.host.detect import detect_host
 from planish.targets.host.int8_tiles import INT8_TILES

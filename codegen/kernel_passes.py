@@ -1,7 +1,7 @@
-"""TVM's passes from emitted kernels to the code of a processor.
+"""Lists of TVM's passes from emitted kernels to code: how one is registered, and the one for processors.
 
 TVM's own list is for schedules: it also looks for the part of each buffer that is used, for threads, software pipelines and
-matrix layouts. Kernels here say what they mean, and that search alone took half of a compilation.
+matrix layouts. Kernels here say what they mean, and such a search costs more than all passes that they need.
 """
 
 from __future__ import annotations
