@@ -10,14 +10,17 @@ its digest, computed storage by the object that computes it (such hashes compare
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from planish.ir.attributes import attribute_key
 from planish.ir.module import Function, Module, Operand, Value
 from planish.ir.params import InFile, InMemory, Missing, Param, Source, storage_digest
-from planish.ir.types import TensorType, dtype_name
+from planish.ir.types import Dim, TensorType, dtype_name
 
 _SERIALS = count()
 _SEEN: WeakKeyDictionary[Source, tuple[Any, ...]] = WeakKeyDictionary()
@@ -51,7 +54,13 @@ def content_hash(module: Module, function: str) -> str:
 
 def type_key(type: TensorType) -> tuple[Any, ...]:
     """Hashable identity of a type, with its dimensions expanded."""
-    return (dtype_name(type.dtype), *(attribute_key(d) for d in type.shape))
+    return _type_key(type.dtype, type.shape)
+
+
+@lru_cache(maxsize=1 << 14)
+def _type_key(dtype: torch.dtype, shape: tuple[Dim, ...]) -> tuple[Any, ...]:
+    # By its parts: two types are equal when simplifying shows it, which takes longer than expanding a dimension.
+    return (dtype_name(dtype), *(attribute_key(d) for d in shape))
 
 
 def param_key(param: Param) -> tuple[Any, ...]:

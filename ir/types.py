@@ -90,12 +90,25 @@ def resolve(dim: Dim, bindings: Bindings) -> int:
     """The integer that a dimension stands for; raises IRError when a symbol has no value."""
     if isinstance(dim, int):
         return dim
-    missing = sorted(s.name for s in dim.free_symbols if s.name not in bindings)
+    names = _names(dim)
+    missing = [name for name in names if name not in bindings]
     if missing:
         raise IRError(f"dimension {dim} cannot be computed: no value is known for {', '.join(missing)}")
+    return _value(dim, tuple(bindings[name] for name in names))
+
+
+@lru_cache(maxsize=1 << 14)
+def _names(dim: sympy.Expr) -> tuple[str, ...]:
+    return tuple(sorted(s.name for s in dim.free_symbols))
+
+
+@lru_cache(maxsize=1 << 14)
+def _value(dim: sympy.Expr, values: tuple[int, ...]) -> int:
+    # Substituting takes a tenth of a millisecond, and a program's few dimensions are resolved at every node.
+    bindings = dict(zip(_names(dim), values, strict=True))
     value = dim.subs({s: bindings[s.name] for s in dim.free_symbols})
     if not value.is_integer:
-        raise IRError(f"dimension {dim} is {value} for {dict(bindings)}, which is not an integer")
+        raise IRError(f"dimension {dim} is {value} for {bindings}, which is not an integer")
     return int(value)
 
 

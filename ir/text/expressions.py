@@ -22,6 +22,8 @@ _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _BITS = re.compile(r"0x[0-9a-f]{16}")
 _INTEGER = re.compile(r"-?\d+")
+# A type in which every bracket is what it seems to be: no quoted name holds one.
+_TYPE = re.compile(r"\w+\[[^\[\]`\"]*\]", re.ASCII)
 _CONSTANTS: dict[str, Any] = {"none": None, "true": True, "false": False, "inf": math.inf}
 
 
@@ -45,6 +47,7 @@ class ExpressionParser:
         self.scanner = scanner
         self.records = records or {}
         self.operand = operand
+        self.types: dict[str, TensorType] = {}
 
     def attribute(self) -> Any:
         """Any attribute."""
@@ -58,9 +61,20 @@ class ExpressionParser:
         return value
 
     def tensor_type(self) -> TensorType:
-        """A tensor type such as `f32[B, 2*S]`."""
+        """A tensor type such as `f32[B, 2*S]`. A text's few types stand at every node, so each is read once."""
         scanner = self.scanner
         start = scanner.skip()
+        found = _TYPE.match(scanner.text, start)
+        if found is None:
+            return self._tensor_type(start)
+        type = self.types.get(found.group())
+        if type is None:
+            type = self.types[found.group()] = self._tensor_type(start)
+        scanner.position = found.end()
+        return type
+
+    def _tensor_type(self, start: int) -> TensorType:
+        scanner = self.scanner
         word = scanner.match(_WORD) or ""
         if word not in DTYPES:
             raise scanner.error(f"expected a type such as f32[B, 4]; dtypes are {', '.join(DTYPES)}", start)

@@ -41,7 +41,10 @@ UNSEEN = (11, 12, 13, 14)
 """Numbers of probes that no check draws: the oracle's inputs."""
 
 
-@dataclass(frozen=True)
+Expected = tuple[Probe, list[torch.Tensor] | None]
+
+
+@dataclass(frozen=True, eq=False)
 class Site:
     """Where mutants are planted: a module, what a correct pass made of it, and what that pass promises."""
 
@@ -49,6 +52,19 @@ class Site:
     result: Module
     correspondence: Correspondence
     contract: Contract = field(default_factory=Exact)
+    _right: dict[tuple[int, bool], Expected] = field(default_factory=dict, repr=False)
+
+    def right(self, number: int, *, promote: bool) -> Expected:
+        """An unseen probe, and what the correct result computes on it; None where that cannot be computed."""
+        key = number, promote
+        if key not in self._right:
+            probe = make_probe(self.source, self.source.functions["forward"], number, seed=number)
+            try:
+                results = run(self.result, self.result.functions["forward"], probe, promote=promote)
+            except (PlanishError, RuntimeError, IndexError):
+                results = None
+            self._right[key] = probe, results
+        return self._right[key]
 
 
 Planting = tuple[Site, Mutant]
@@ -144,15 +160,12 @@ def run(module: Module, function: Function, probe: Probe, *, promote: bool) -> l
 def is_fault(site: Site, mutant: Mutant) -> bool:
     """Whether a mutant computes something else where the pass promises something, judged on unseen inputs without any
     derived bound."""
-    source, result, own = site.source, site.result, site.result.functions["forward"]
     for number in UNSEEN:
-        probe = make_probe(source, source.functions["forward"], number, seed=number)
-        try:
-            right = run(result, own, probe, promote=not mutant.rounds)
-        except (PlanishError, RuntimeError, IndexError):
+        probe, right = site.right(number, promote=not mutant.rounds)
+        if right is None:
             continue
         try:
-            wrong = run(result, mutant.function, probe, promote=not mutant.rounds)
+            wrong = run(site.result, mutant.function, probe, promote=not mutant.rounds)
         except (PlanishError, RuntimeError, IndexError):
             return True
         least = 1e-7
