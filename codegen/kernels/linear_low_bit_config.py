@@ -109,7 +109,7 @@ class LowBitLinear:
         """Panels in one task when there are many rows."""
         return max(1, min(self.task_panels, UNPACKED_BYTES // (self.layout.columns * self.in_features)))
 
-    @property
+    @cached_property
     def layout(self) -> LowBitLayout:
         """The layout of the packed weight."""
         tile = self.tile
