@@ -65,12 +65,11 @@ class ExpressionParser:
         scanner = self.scanner
         start = scanner.skip()
         found = _TYPE.match(scanner.text, start)
-        if found is None:
-            return self._tensor_type(start)
-        type = self.types.get(found.group())
-        if type is None:
-            type = self.types[found.group()] = self._tensor_type(start)
-        scanner.position = found.end()
+        if found and (known := self.types.get(found.group())):
+            scanner.position = found.end()
+            return known
+        type = self._tensor_type(start)
+        self.types[scanner.text[start : scanner.position]] = type
         return type
 
     def _tensor_type(self, start: int) -> TensorType:
