@@ -83,6 +83,7 @@ def select(node: Node, site: Site) -> Kernel | list[str]:
     return reasons
 
 
+@lru_cache(maxsize=16)
 def served_encodings(target: Target) -> frozenset[tuple[str, Encoding]]:
     """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is."""
     candidates: list[Encoding] = [Dense(d) for d in (torch.float32, torch.float16, torch.bfloat16)]

@@ -26,7 +26,9 @@ def export(
 
     Raises UnsupportedError saying what it stumbled over in the module (called `name`, or by its class), and where.
     """
-    with torch.no_grad(), warnings.catch_warnings():
+    # With symbolic sizes, remembering what an operator's fake result was takes longer than to ask the operator again.
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with torch.no_grad(), warnings.catch_warnings(), uncached:
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-import planish
 from planish.ir import Interpreter
 from planish.ir.spaces.analysis import Space, Spaces, find_spaces
 from planish.ir.spaces.laws import Family
 from planish.testing.acting import turned
-from planish.testing.architectures import CAUSAL, ENCODERS, MIXTURES, save_random_model
+from planish.testing.architectures import CAUSAL, ENCODERS, MIXTURES, traced_architecture
 
 pytestmark = pytest.mark.full
 # As others are, but for a window and biases.
@@ -30,8 +27,8 @@ def with_size(spaces: Spaces, size: int, family: Family) -> list[Space]:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.nightly if n in ALIKE else ()) for n in (*CAUSAL, *MIXTURES, *ENCODERS)]
 )
-def test_declared_groups_leave_the_logits_alone(name: str, tmp_path: Path) -> None:
-    module = planish.trace(save_random_model(name, tmp_path), check=False).module
+def test_declared_groups_leave_the_logits_alone(name: str) -> None:
+    module = traced_architecture(name)
     spaces, function = find_spaces(module), module.functions["forward"]
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
     inputs = {v.name: ids if v.name == "input_ids" else torch.ones(2, 7, dtype=v.type.dtype) for v in function.inputs}
@@ -48,10 +45,10 @@ def test_declared_groups_leave_the_logits_alone(name: str, tmp_path: Path) -> No
         assert reasons(residual) <= {"rms_norm", "layer_norm"} and len(residual.parameters) >= 10
 
 
-def test_values_of_heads_take_every_matrix_and_queries_what_rope_leaves(tmp_path: Path) -> None:
+def test_values_of_heads_take_every_matrix_and_queries_what_rope_leaves() -> None:
     found = {}
     for name in ("llama", "opt", "gpt2"):
-        module = planish.trace(save_random_model(name, tmp_path / name), check=False).module
+        module = traced_architecture(name)
         found[name] = find_spaces(module)
     # Llama: values alone; without rotary embedding queries and keys too, and where one tensor holds both, rotations.
     assert len(with_size(found["llama"], 16, Family.GENERAL)) == 2

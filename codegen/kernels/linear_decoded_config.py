@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -13,6 +14,9 @@ from planish.codegen.kernels.linear_decoded_packing import Blocked, DecodedLayou
 from planish.codegen.kernels.linear_low_bit_packing import PLANES
 from planish.codegen.tiles.float import FloatTile
 from planish.ir import NvFp4
+
+_layout = lru_cache(maxsize=64)(DecodedLayout)
+"""One for all configurations that share it: there are many to a layer."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class LinearDecoded:
     @property
     def layout(self) -> DecodedLayout:
         """The layout of the packed weight."""
-        return DecodedLayout(self.encoding, self.tile.lanes, self.vectors)
+        return _layout(self.encoding, self.tile.lanes, self.vectors)
 
     @property
     def packed_shape(self) -> tuple[int, int]:

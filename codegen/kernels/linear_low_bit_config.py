@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -38,6 +38,10 @@ def require_sums_fit(encoding: Grouped, factor: int, limit: int) -> None:
             f"groups of {encoding.group} elements as {encoding} sum to integers that are too large here: use at most "
             f"{limit // of_one}"
         )
+
+
+_layout = lru_cache(maxsize=64)(LowBitLayout)
+"""One for all configurations that share it: there are many to a layer."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class LowBitLinear:
         # One row sums bytes as they lie where every field of a byte has a vector of its own.
         whole = math.lcm(self.vectors, fields_to_share(code_bits(self.encoding)))
         vectors = -(-self.panel // whole) * whole
-        return LowBitLayout(self.encoding, tile.lanes, tile.depth, vectors, tile.weight_range[0] < 0)
+        return _layout(self.encoding, tile.lanes, tile.depth, vectors, tile.weight_range[0] < 0)
 
     @property
     def packed_shape(self) -> tuple[int, int]:

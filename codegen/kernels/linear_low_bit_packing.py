@@ -31,6 +31,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -180,7 +181,7 @@ class BlockLayout(ABC):
         """Bytes of the codes of one block; its scales begin there."""
         return self.steps * self.bundles * self.loads * self.vector_bytes
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """Bytes of one block, scales and zero points included."""
         return self.value_bytes + self.columns * (self.scale_bytes + self.zero_points)

@@ -62,8 +62,11 @@ def infer_types(operator: Any, arguments: list[Any], keywords: dict[str, Any]) -
     Raises IRError with torch's own reason when the operator does not accept them.
     """
     symbols = _Symbols()
+    mode = FakeTensorMode(shape_env=symbols.environment, allow_non_fake_inputs=False)
+    # What an operator gave before is known to `Aten.infer` already, without the symbols of each environment.
+    mode.cache_enabled = False
     # The Python dispatcher keeps sizes symbolic through operators that torch composes of others.
-    with enable_python_dispatcher(), FakeTensorMode(shape_env=symbols.environment, allow_non_fake_inputs=False):
+    with enable_python_dispatcher(), mode:
 
         def build(value: Any) -> Any:
             if isinstance(value, TensorType):

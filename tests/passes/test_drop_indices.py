@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +20,9 @@ from planish.passes.dropping import drop, keeps
 from planish.passes.manager import PassManager
 from planish.passes.pass_base import Context
 from planish.passes.quantize import Quantize
-from planish.testing.architectures import CAUSAL, MIXTURES, save_random_model
+from planish.testing.architectures import CAUSAL, MIXTURES, traced_architecture
 
 DROPPED = ("llama", "qwen3", "gemma2", "opt", "bloom", "gpt_neox", "deepseek_v3")
-
-
-def traced(name: str, folder: Path) -> Module:
-    return planish.trace(save_random_model(name, folder / name), check=False).module
 
 
 def logits(module: Module) -> torch.Tensor:
@@ -49,9 +44,9 @@ def zeroed(module: Module, spaces: Spaces, space: Space, kept: torch.Tensor) -> 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", [*(n for n in CAUSAL if n in DROPPED), *MIXTURES])
-def test_what_is_left_does_what_it_did_with_zeros(name: str, tmp_path: Path) -> None:
+def test_what_is_left_does_what_it_did_with_zeros(name: str) -> None:
     """Every space that may be cut, a quarter of its indices: heads of keys, queries, elements, pairs, channels, stream."""
-    module = traced(name, tmp_path)
+    module = traced_architecture(name)
     spaces = find_spaces(module)
     generator, cut = torch.Generator().manual_seed(1), 0
     for space in spaces.spaces:
@@ -67,8 +62,8 @@ def test_what_is_left_does_what_it_did_with_zeros(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.full
-def test_one_after_the_other_is_both_together_and_programs_may_be_derived_before_or_after(tmp_path: Path) -> None:
-    module = traced("llama", tmp_path)
+def test_one_after_the_other_is_both_together_and_programs_may_be_derived_before_or_after() -> None:
+    module = traced_architecture("llama")
     channels = Dropping(match="layers.0.mlp.up_proj", indices=(3, 4, 90))
     group = Dropping(match=r"\d.self_attn.k_proj", part=0, indices=(1,))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from planish.passes.drop_layers import DropLayers, influences
 from planish.passes.layers import find_layers
 from planish.passes.manager import PassManager
 from planish.passes.pass_base import Context
-from planish.testing.architectures import CAUSAL, save_random_model
+from planish.testing.architectures import CAUSAL, traced_architecture
 from planish.testing.networks import residual_network, vision_transformer
 
 
@@ -94,9 +93,9 @@ def test_the_layers_that_change_least_go() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", CAUSAL)
-def test_layers_of_architectures(name: str, tmp_path: Path) -> None:
+def test_layers_of_architectures(name: str) -> None:
     """Attention and MLP are one layer, one after the other or side by side, whatever windows alternate; what is left runs."""
-    module = planish.trace(save_random_model(name, tmp_path), check=False).module
+    module = traced_architecture(name)
     assert len(find_layers(module.functions["forward"])) == 2
     result = DropLayers(layers=(0,)).apply(module, Context()).module
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -135,7 +134,7 @@ def test_refusals(options: dict[str, Any], sentence: str) -> None:
         DropLayers(**options).apply(traced(Stack([2.0] * 4)), Context())
 
 
-def test_more_refusals(tmp_path: Path) -> None:
+def test_more_refusals() -> None:
     alone = traced(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
     with pytest.raises(InputError, match="there is no layer 0: 0 parts of 'forward' repeat"):
         DropLayers(layers=(0,)).apply(alone, Context())

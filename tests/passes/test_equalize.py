@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -16,7 +14,7 @@ from planish.ir.spaces.analysis import find_spaces
 from planish.passes.equalize import Equalize
 from planish.passes.manager import PassManager
 from planish.passes.quantize import Quantize
-from planish.testing.architectures import save_random_model
+from planish.testing.architectures import traced_architecture
 
 
 def uneven(module: Module) -> Module:
@@ -46,8 +44,8 @@ SCALED = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", SCALED)
-def test_architectures_keep_the_bits_of_their_logits(name: str, tmp_path: Path) -> None:
-    module = uneven(planish.trace(save_random_model(name, tmp_path), check=False).module)
+def test_architectures_keep_the_bits_of_their_logits(name: str) -> None:
+    module = uneven(traced_architecture(name))
     result, report = PassManager([Equalize()]).run(module)
     details = report.passes[0].details
     assert float(details["octaves of spread after"]) < float(details["octaves of spread before"])
@@ -117,8 +115,8 @@ def test_dead_indices_stay_and_numbers_that_are_none_are_refused() -> None:
     assert refused == ("up.weight has numbers that are not finite: the space of 4 indices stays",)
 
 
-def test_encoded_weights_are_refused(tmp_path: Path) -> None:
-    module = planish.trace(save_random_model("llama", tmp_path), check=False).module
+def test_encoded_weights_are_refused() -> None:
+    module = traced_architecture("llama")
     module, _ = PassManager([Quantize(group=16)], check=False).run(module)
     refused = PassManager([Equalize()], check=False).run(module)[1].passes[0].refusals
     assert refused and all("equalise before weights are quantised" in r or "stays" in r for r in refused)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -24,7 +22,7 @@ from planish.passes.quantize_activations import QuantizeActivations
 from planish.passes.quantize_cache import QuantizeCache
 from planish.passes.report import PassRecord
 from planish.passes.rotation_fusion import RotationFusion
-from planish.testing.architectures import save_random_model
+from planish.testing.architectures import traced_architecture
 from planish.testing.networks import residual_network, vision_transformer
 from planish.testing.tiny_decoder import tiny_decoder
 
@@ -73,8 +71,8 @@ ARCHITECTURES = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name: str, tmp_path: Path) -> None:
-    module = folded(planish.trace(save_random_model(name, tmp_path), check=False).module)
+def test_architectures(name: str) -> None:
+    module = folded(traced_architecture(name))
     result, record = run(module, OnlineHadamard(keys=True))
     inputs, keys, transforms = ARCHITECTURES[name]
     assert record.details == {"inputs transformed": inputs, "keys transformed": keys}

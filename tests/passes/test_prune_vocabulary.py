@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from planish.passes.derive_programs import DerivePrograms
 from planish.passes.manager import PassManager
 from planish.passes.pass_base import Context, PassError
 from planish.passes.prune_vocabulary import PruneVocabulary
-from planish.testing.architectures import save_random_model
+from planish.testing.architectures import traced_architecture
 
 TOKENS = (5, 2, 96, 17, 17)
 
@@ -23,9 +22,9 @@ TOKENS = (5, 2, 96, 17, 17)
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt"])
 @pytest.mark.parametrize("derived", [False, True])
-def test_what_stays_scores_what_it_scored(name: str, derived: bool, tmp_path: Path) -> None:
+def test_what_stays_scores_what_it_scored(name: str, derived: bool) -> None:
     """Tied (Gemma 2 behind a soft cap, GPT-2, OPT) and not; before programs are derived and after."""
-    module = planish.trace(save_random_model(name, tmp_path), check=False).module
+    module = traced_architecture(name)
     if derived:
         module = DerivePrograms().apply(module, Context()).module
     result, report = PassManager([PruneVocabulary(tokens=TOKENS)]).run(module)

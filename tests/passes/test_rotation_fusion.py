@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -18,7 +17,7 @@ from planish.passes.fold_constants import FoldConstants
 from planish.passes.fold_norm_gains import FoldNormGains
 from planish.passes.manager import PassManager
 from planish.passes.rotation_fusion import Rotation, RotationFusion
-from planish.testing.architectures import save_random_model
+from planish.testing.architectures import traced_architecture
 from planish.testing.networks import residual_network, vision_transformer
 
 ROTATED = {
@@ -36,8 +35,8 @@ ROTATED = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ROTATED)
-def test_the_spaces_of_architectures(name: str, tmp_path: Path) -> None:
-    module = planish.trace(save_random_model(name, tmp_path), check=False).module
+def test_the_spaces_of_architectures(name: str) -> None:
+    module = traced_architecture(name)
     # Folding is held to its contract by its own tests.
     folded, _ = PassManager([FoldNormGains(), DeadCode()], check=False).run(module)
     result, report = PassManager([RotationFusion()]).run(folded)
@@ -111,8 +110,8 @@ def test_an_unknown_operation_keeps_the_spaces_that_it_reads(where: str, sizes: 
 
 
 @pytest.mark.full
-def test_normed_and_free_spaces_are_told_apart(tmp_path: Path) -> None:
-    module = planish.trace(save_random_model("llama", tmp_path), check=False).module
+def test_normed_and_free_spaces_are_told_apart() -> None:
+    module = traced_architecture("llama")
     folded, _ = PassManager([FoldNormGains(), DeadCode()], check=False).run(module)
     for which, count in (("normed", 1), ("free", 2)):
         fuse = RotationFusion(kind="random", spaces=which)  # type: ignore[arg-type]

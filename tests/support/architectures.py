@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
+
+import planish
+from planish.ir import Module
 
 VOCABULARY = 97
 LONGEST = 256
@@ -96,3 +101,15 @@ def save_random_model(name: str, folder: Path, seed: int = 0) -> Path:
     """Write the architecture's checkpoint folder."""
     random_model(name, seed).save_pretrained(folder)
     return folder
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    """For as long as the process runs: modules read their weights from there."""
+    return TemporaryDirectory(prefix="architectures-")
+
+
+@cache
+def traced_architecture(name: str) -> Module:
+    """The architecture as it is traced from its checkpoint: one for all tests of a process, as a module never changes."""
+    return planish.trace(save_random_model(name, Path(_folder().name) / name), check=False).module
