@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import sympy
@@ -55,12 +55,26 @@ def map_leaves(
     """The attribute with every leaf replaced by `function(leaf)`: anything but a tuple or a dataclass, or a dataclass that
     is an instance of `whole`."""
     if isinstance(value, tuple):
-        return tuple(map_leaves(v, function, whole) for v in value)
+        mapped = tuple(map_leaves(v, function, whole) for v in value)
+        return value if all(a is b for a, b in zip(mapped, value)) else mapped
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, whole)):
-        changes = {f.name: map_leaves(getattr(value, f.name), function, whole) for f in dataclasses.fields(value)}
-        unchanged = all(changes[f.name] is getattr(value, f.name) for f in dataclasses.fields(value))
+        held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        changes = {name: map_leaves(v, function, whole) for name, v in held.items()}
+        unchanged = all(changes[name] is v for name, v in held.items())
         return value if unchanged else dataclasses.replace(value, **changes)
     return function(value)
+
+
+def leaves(value: Attribute) -> Iterator[Attribute]:
+    """What the attribute consists of: everything within it but tuples and dataclasses."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from leaves(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name))
+    else:
+        yield value
 
 
 def bind_dims(value: Attribute, bindings: Bindings) -> Attribute:

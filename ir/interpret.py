@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def promote_dtype(dtype: torch.dtype, compute: torch.dtype = torch.float64) -> t
     return compute if dtype.is_floating_point else dtype
 
 
+@lru_cache(maxsize=1 << 12)
 def promote_op(op: Op, compute: torch.dtype = torch.float64) -> Op:
     """The operation with every floating dtype among its attributes turned into `compute`, but for those of encodings: what
     is stored is rounded in every computation as it is declared."""

@@ -9,11 +9,13 @@ and the tests read this record and nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+import sympy
 import torch
 
-from planish.ir.attributes import attribute_key, bind_dims, substitute_dims
+from planish.ir.attributes import attribute_key, bind_dims, leaves, substitute_dims
 from planish.ir.axes import AxisRule
 from planish.ir.errors import IRError
 from planish.ir.spaces.laws import Indexing
@@ -102,12 +104,21 @@ class Op:
 
     def key(self) -> tuple[Any, ...]:
         """Hashable identity of the operation and its attributes, by (type, bits)."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
         return (self.name, *((name, attribute_key(value)) for name, value in self.attributes().items()))
 
     def bind(self, bindings: Bindings) -> Self:
         """The operation with every symbolic dimension in its attributes replaced by its value."""
-        bound: Self = bind_dims(self, bindings)
+        bound: Self = bind_dims(self, bindings) if self._symbolic else self
         return bound
+
+    @cached_property
+    def _symbolic(self) -> bool:
+        """Whether an attribute holds a symbolic dimension: most hold none, and every run binds every operation."""
+        return any(isinstance(leaf, sympy.Expr) for leaf in leaves(self))
 
     def substitute(self, replacements: dict[str, Dim]) -> Self:
         """The operation with symbols in its attributes replaced by other dimensions."""

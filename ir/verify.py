@@ -12,7 +12,7 @@ from typing import Any
 
 import sympy
 
-from planish.ir.attributes import attribute_key, map_leaves
+from planish.ir.attributes import attribute_key, leaves
 from planish.ir.encodings import require_rows
 from planish.ir.errors import IRError
 from planish.ir.fields import field_types, fits, type_text
@@ -116,15 +116,7 @@ def _has_record(value: Any) -> bool:
 
 def _symbols(value: Any) -> set[sympy.Symbol]:
     """The symbols in an attribute."""
-    found: set[sympy.Symbol] = set()
-
-    def leaf(part: Any) -> Any:
-        if isinstance(part, sympy.Expr):
-            found.update(part.free_symbols)
-        return part
-
-    map_leaves(value, leaf)
-    return found
+    return {s for leaf in leaves(value) if isinstance(leaf, sympy.Expr) for s in leaf.free_symbols}
 
 
 def _symbol_faults(value: Any) -> Iterator[str]:

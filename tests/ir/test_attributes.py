@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planish.ir import Dim, IRError, symbol
-from planish.ir.attributes import attribute_key, bind_dims, map_leaves, substitute_dims
+from planish.ir.attributes import attribute_key, bind_dims, leaves, map_leaves, substitute_dims
 from planish.ir.ops import LayerNorm, RmsNorm, Slot, aten
 from planish.testing.attributes import attributes, dims, floats
 
@@ -99,6 +99,13 @@ def test_a_fraction_cannot_be_bound() -> None:
     assert same(bind_dims(half, {"B": 4}), (2,))
     with pytest.raises(IRError, match="not an integer"):
         bind_dims(half, {"B": 3})
+
+
+@given(attributes())
+def test_leaves_are_what_mapping_sees(value: Any) -> None:
+    seen: list[Any] = []
+    map_leaves(value, seen.append)
+    assert same(tuple(leaves(value)), tuple(seen))
 
 
 @given(attributes())

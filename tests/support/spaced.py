@@ -30,7 +30,7 @@ class Spaced:
         generator: of the parameters' values.
         exact: small integers, and only operations that keep them.
         plain: norms without gains, and nothing else that keeps a stream from being rotated.
-        weighed: whether the stream has products of its indices with a parameter's.
+        weighed: whether something in the stream has indices of its own: products with a parameter's, or a body as it is.
         placed: whether a parameter has something for each token.
     """
 

@@ -3,9 +3,9 @@
 Every operation is drawn where its result counts, and no value is left unread, so that what an analysis declares too
 narrowly shows as an element that does nothing. Left out is what two operations allow together and neither of them alone:
 a bias of keys that nothing turns, which the softmax takes away again; a product index by index whose sum over the indices
-is taken, which is an inner product; what is added to each token before tokens are summed up; the larger of a number and
-itself; a sigmoid, which is a half and something odd, before a mean is taken away. Parameters are float64, so that an
-element that acts on them rounds nine orders of magnitude below float32.
+is taken, which is an inner product; what is added to each token before tokens are summed up, or to each index before these
+are; the larger of a number and itself; a sigmoid, which is a half and something odd, before a mean is taken away. Parameters
+are float64, so that an element that acts on them rounds nine orders of magnitude below float32.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def _block(s: Spaced, stream: Value) -> Value:
     # Without a map of its own a body of the stream's size is written as it is.
     if last(y) != last(stream) or s.plain or s.choose.integer(0, 3):
         y = s.linear(y, last(stream))
+    else:
+        s.weighed = True
     if not s.plain and s.choose.integer(0, 3) == 0:
         y = s.both("mul.Tensor", y, s.param(last(stream)))
         s.weighed = True
