@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from planish.codegen.artifact import Artifact
     from planish.codegen.runtime.device import Device
     from planish.codegen.runtime.executable import Executable
+    from planish.codegen.target import Target
 
 Progress = Callable[[float, str], None]
 
@@ -30,14 +31,19 @@ def prepare(model: Model | Module, target: str = "host", *, check: bool = True, 
     every machine is done (linear maps of one input joined, batch norms folded, what nothing reads dropped). Preparing twice
     changes nothing. `build` does this by itself; see it for the arguments and errors.
     """
-    from planish.passes.manager import PassManager
     from planish.targets import open_target
+
+    return _prepared(model, open_target(target), check, progress)
+
+
+def _prepared(model: Model | Module, machine: Target, check: bool, progress: Progress) -> Model:
+    from planish.passes.manager import PassManager
 
     given = model if isinstance(model, Model) else Model(model)
     kind = given.module.metadata.get("kind")
     derives = kind in GENERATES and "decode" not in given.module.functions
     passes = [*(generation(str(kind)) if derives else []), *lowering()]
-    context = Context(capabilities=open_target(target).capabilities(), progress=progress)
+    context = Context(capabilities=machine.capabilities(), progress=progress)
     module, report = PassManager(passes, check=check, context=context).run(given.module)
     return given.after(module, report)
 
@@ -59,7 +65,7 @@ def build(model: Model | Module, target: str = "host", *, check: bool = True, pr
     from planish.targets import open_target
 
     machine = open_target(target)
-    ready = prepare(model, target, check=check, progress=lambda f, phrase: progress(f * 0.3, phrase))
+    ready = _prepared(model, machine, check, lambda f, phrase: progress(f * 0.3, phrase))
     return compile_module(
         ready.module,
         machine,
