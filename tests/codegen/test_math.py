@@ -15,10 +15,9 @@ from tvm.tirx.script import builder as T
 from planish.codegen import math as tir_math
 from planish.codegen.kernels import emit
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel
 
 INF, NAN = math.inf, math.nan
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,7 @@ def check(name: str, tile: FloatTile, x: torch.Tensor) -> None:
     assert bool((got[~normal].double() - exact[~normal]).abs().le(case.smallest_result).all())
 
 
-@pytest.mark.parametrize(
-    "tile", [TILES[0], *(pytest.param(t, marks=pytest.mark.full) for t in TILES[1:])], ids=lambda tile: tile.name
-)
+@by_tile
 @by_name
 def test_error_is_as_stated(name: str, tile: FloatTile) -> None:
     every_exponent = torch.arange(-(2**31), 2**31, 16001, dtype=torch.int64).to(torch.int32).view(torch.float32)

@@ -162,6 +162,7 @@ def checkpoint(folder: Path, settings: Mapping[str, Any] = SETTINGS) -> dict[str
     return requantize(folder, settings, make)
 
 
+@pytest.mark.full
 def test_a_model_computes_what_its_dense_copy_does(tmp_path: Path) -> None:
     groups = {"group_0": {**GROUPS["group_0"], "input_activations": {"num_bits": 8, "dynamic": True}}}
     (tmp_path / "quantised").mkdir()

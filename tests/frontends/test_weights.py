@@ -101,6 +101,7 @@ def test_weights_of_a_model_without_its_head(tmp_path: Path) -> None:
     assert torch.equal(module.params["embeddings.LayerNorm.weight"].value(), expected)
 
 
+@pytest.mark.full
 def test_computed_weights(tmp_path: Path) -> None:
     """Mixtral stores one tensor for each expert; the model holds them stacked, gate and up joined."""
     sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1}
@@ -166,6 +167,7 @@ def test_integers_for_a_float_weight(folder: Path) -> None:
         import_checkpoint(folder)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
     edit(folder, lambda tensors: tensors[UP].__setitem__((3, 4), value))

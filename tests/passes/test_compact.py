@@ -81,6 +81,7 @@ def dead_left(module: Module) -> int:
     return count
 
 
+@pytest.mark.full
 def test_what_is_dead_goes_bit_for_bit() -> None:
     fired: Counter[str] = Counter()
 

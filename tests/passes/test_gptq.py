@@ -62,6 +62,7 @@ def test_the_factor(seed: int, damping: float) -> None:
     assert float((product - torch.eye(FEATURES, dtype=torch.float64)).abs().max()) <= allowed
 
 
+@pytest.mark.full
 @given(
     seed=st.integers(0, 1 << 20),
     encoding=st.sampled_from(ENCODINGS),

@@ -118,6 +118,7 @@ def test_the_aim_is_the_best_approximation_of_the_original() -> None:
     assert float((aim(weight) - best).abs().max()) <= 3 * 24 * 2**-24 * condition * float(weight.abs().max())
 
 
+@pytest.mark.full
 def test_following_the_original_is_nearer_to_it() -> None:
     gains = []
     for seed in range(3):
@@ -144,6 +145,7 @@ class _Stop(Exception):
     pass
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("after", [1, 4, 9, 13])
 def test_a_run_that_was_cut_goes_on(tmp_path: Path, after: int) -> None:
     module = tiny_decoder(**WIDE)

@@ -97,6 +97,7 @@ def test_keys_and_values_are_read_off_the_data_flow() -> None:
     assert result.module.functions["forward"] is module.functions["forward"], "what keeps no state stays"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", FORMATS)
 def test_the_manager_holds_it_to_its_budget_and_what_follows_is_exact(options: dict[str, Any]) -> None:
     module, report = PassManager([DerivePrograms(), QuantizeCache(**options), *lowering()]).run(tiny_decoder(size=SIZE))

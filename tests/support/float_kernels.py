@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from planish.codegen.kernel_passes import compile_kernels
@@ -15,6 +16,10 @@ from planish.targets.host.float_tiles import FLOAT_TILES
 
 TILES: list[FloatTile] = detect_host().tiles(FLOAT_TILES)
 """Every float tile that runs here."""
+by_tile = pytest.mark.parametrize(
+    "tile", [TILES[0], *(pytest.param(t, marks=pytest.mark.full) for t in TILES[1:])], ids=lambda tile: tile.name
+)
+"""Each of them; the quick tier takes the widest alone."""
 
 
 @cache

@@ -15,12 +15,10 @@ from planish.codegen.kernels.attention import Attention, attention, configure
 from planish.codegen.kernels.kv_cache import CacheLayout, cache_append, cache_pack, pack_cache
 from planish.codegen.tiles.float import FloatTile
 from planish.ir.ops.attention import Attention as Meaning
-from planish.testing.float_kernels import TILES, compile_kernel
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel
 
 U = 2.0**-24
 # A kernel takes a second to compile: the other tiles wait for the longer run.
-TIERED = [TILES[0], *(pytest.param(tile, marks=pytest.mark.full) for tile in TILES[1:])]
-by_tile = pytest.mark.parametrize("tile", TIERED, ids=lambda tile: tile.name)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {"heads": 6, "kv_heads": 2, "size": 20, "value_size": 20},

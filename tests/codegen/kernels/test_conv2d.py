@@ -16,13 +16,7 @@ from planish.codegen.kernels.conv2d import Conv2d, configurations, conv2d, pack_
 from planish.codegen.kernels.conv2d_geometry import ConvGeometry
 from planish.codegen.kernels.conv2d_packing import pack_filters, unpack_filters
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
-
-by_tile = pytest.mark.parametrize(
-    "tile",
-    [pytest.param(tile, marks=() if tile == TILES[0] else pytest.mark.full) for tile in TILES],
-    ids=lambda tile: tile.name,
-)
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 
 from planish.codegen.kernels.gated import BLOCK, GatedActivation, gated_activation
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, gaussian
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, gaussian
 
 U = 2.0**-24
 
@@ -33,11 +33,6 @@ EXACT: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.T
     "gelu_tanh": (gelu_tanh_exact, lambda x: 2 * 2.5 + 1 + 4 * (1.6 * (x + 0.044715 * x**3)).abs()),
     "relu": (torch.relu, lambda x: 0),
 }
-by_tile = pytest.mark.parametrize(
-    "tile",
-    [pytest.param(tile, marks=() if tile == TILES[0] else pytest.mark.full) for tile in TILES],
-    ids=lambda tile: tile.name,
-)
 by_name = pytest.mark.parametrize("name", EXACT)
 
 

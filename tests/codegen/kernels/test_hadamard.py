@@ -14,10 +14,9 @@ from planish.codegen.tiles.float import FloatTile
 from planish.ir.hadamard import hadamard
 from planish.ir.ops import Hadamard as HadamardOp
 from planish.ir.ops import QuantizeActivation as QuantizeActivationOp
-from planish.testing.float_kernels import TILES, compile_kernel, gaussian, small_integers, unaligned
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, gaussian, small_integers, unaligned
 
 U = 2.0**-24
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
 # (block, blocks in a row): powers of two below, at and above a vector and what registers hold; orders times powers of two
 # that divide no vector, some that do, and both in several blocks.

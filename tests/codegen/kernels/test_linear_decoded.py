@@ -42,7 +42,16 @@ from planish.ir.encodings.float_blocks import FOURS
 from planish.ir.encodings.levels import KINDS
 from planish.ir.ops import Linear
 from planish.testing.compiled import call, faults, host
-from planish.testing.float_kernels import TILES, compile_kernel, fma, fma_chain, gaussian, small_integers, unaligned
+from planish.testing.float_kernels import (
+    TILES,
+    by_tile,
+    compile_kernel,
+    fma,
+    fma_chain,
+    gaussian,
+    small_integers,
+    unaligned,
+)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 full = pytest.mark.full
@@ -56,7 +65,6 @@ OTHERS: list[Blocked] = [
     GroupedInt(4, 20),
     GroupedInt(3, 8),
 ]
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
 
 def by(encodings: list[Blocked], marks: Any = ()) -> list[Any]:

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from planish.codegen.kernels.linear_dense import LinearDense, configurations, linear_dense, pack_weight
 from planish.codegen.kernels.linear_dense_packing import pack_panels, unpack_panels
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

@@ -23,6 +23,7 @@ SHARED = {1: 8, 2: 4, 3: 8, 4: 2}
 MACHINES = {"unsigned": (False, True), "signed": (True, True), "by field": (False, False)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("encoding", CODES, ids=str)
 @given(bundles=st.integers(1, 2), seed=st.integers(0, 2**31), extreme=st.booleans())

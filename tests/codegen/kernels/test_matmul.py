@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from planish.codegen.kernels.matmul import Matmul, configurations, matmul
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, fma_chain, gaussian, small_integers, unaligned
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, fma_chain, gaussian, small_integers, unaligned
 
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 by_transposed = pytest.mark.parametrize("transposed", [False, True], ids=["as-is", "transposed"])
 
 

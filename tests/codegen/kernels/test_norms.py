@@ -16,12 +16,11 @@ from planish.codegen.kernels.norms import Norm, layer_norm, rms_norm
 from planish.codegen.kernels.quantize_activation import QuantizeActivation, quantize_activation
 from planish.codegen.kernels.vectors import CHAINS
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, gaussian
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, gaussian
 
 U = 2.0**-24
 EPSILON = 1e-5
 KERNELS: dict[str, Callable[[Norm], Any]] = {"rms_norm": rms_norm, "layer_norm": layer_norm}
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 by_name = pytest.mark.parametrize("name", KERNELS)
 by_width = pytest.mark.parametrize("width", [1, 5, 64, 129, 1000])
 
@@ -100,6 +99,7 @@ def test_bits_of_a_row_do_not_depend_on_the_others(tile: FloatTile, name: str, r
     )
 
 
+@pytest.mark.full
 @by_tile
 @by_name
 @pytest.mark.parametrize("width", [5, 64, 111])

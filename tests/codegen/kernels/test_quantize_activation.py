@@ -16,8 +16,7 @@ from planish.codegen.tiles.float import FloatTile
 from planish.ir.ops.linear import QuantizeActivation as QuantizeActivationOp
 from planish.targets.host.detect import detect_host
 from planish.targets.host.float_tiles import FLOAT_TILES
-
-by_tile = pytest.mark.parametrize("tile", detect_host().tiles(FLOAT_TILES), ids=lambda tile: tile.name)
+from planish.testing.float_kernels import by_tile
 
 
 @cache

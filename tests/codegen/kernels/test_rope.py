@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from planish.codegen.kernels.rope import STYLES, Rope, rope
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, gaussian
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, gaussian
 
 U = 2.0**-24
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 by_style = pytest.mark.parametrize("style", STYLES)
 by_size = pytest.mark.parametrize(("size", "pairs"), [(64, 32), (80, 10), (25, 12), (2, 1), (130, 43)])
 

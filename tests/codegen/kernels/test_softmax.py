@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from planish.codegen.kernels.softmax import Softmax, softmax
 from planish.codegen.kernels.vectors import CHAINS
 from planish.codegen.tiles.float import FloatTile
-from planish.testing.float_kernels import TILES, compile_kernel, gaussian
+from planish.testing.float_kernels import TILES, by_tile, compile_kernel, gaussian
 
 U = 2.0**-24
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 
 
 @cache

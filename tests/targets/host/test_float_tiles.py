@@ -12,9 +12,7 @@ from tvm.tirx.script import builder as T
 from planish.codegen.kernels import emit
 from planish.codegen.tiles.float import E4M3, STORAGE_DTYPES, FloatTile
 from planish.targets.arm.float_tiles import NEON
-from planish.testing.float_kernels import TILES, compile_kernel, fma, gaussian
-
-by_tile = pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+from planish.testing.float_kernels import by_tile, compile_kernel, fma, gaussian
 
 
 def run(tile: FloatTile, body: Any, *tensors: torch.Tensor) -> None:
