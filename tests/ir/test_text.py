@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from planish.ir import (
     Builder,
     Dim,
+    Function,
     InMemory,
     InputError,
     IRError,
@@ -93,6 +94,21 @@ def test_every_module_of_the_suite_is_watched(round_trips: Any, monkeypatch: pyt
     monkeypatch.setattr(printer, "format_attribute", lambda value: "0")
     with pytest.raises(AssertionError, match="does not parse back"):
         Module({}, metadata={"context": 3})
+
+
+def test_a_function_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pass shares is known by the object: a new function beside it is still looked at."""
+
+    def normed(name: str) -> Function:
+        builder = Builder(name)
+        x = builder.input("x", TensorType(torch.float32, (2, 3)))
+        return builder.finish(builder.node(RmsNorm(0.25), x, None).outputs, ["y"])
+
+    module = Module({"known": normed("known")})
+    monkeypatch.setattr(printer, "format_keywords", lambda *given: "eps = 0.5")
+    module.with_params([])
+    with pytest.raises(AssertionError, match="does not parse back"):
+        module.with_function(normed("new"))
 
 
 @pytest.mark.nightly
