@@ -85,7 +85,10 @@ def select(node: Node, site: Site) -> Kernel | list[str]:
 
 @lru_cache(maxsize=16)
 def served_encodings(target: Target) -> frozenset[tuple[str, Encoding]]:
-    """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is."""
+    """The (operation, encoding of its weight) pairs for which a target has a kernel that reads the weight as it is.
+
+    Remembered for each target: it takes hundreds of selections, and a build asks for its passes and for its report.
+    """
     candidates: list[Encoding] = [Dense(d) for d in (torch.float32, torch.float16, torch.bfloat16)]
     candidates += [NvFp4(), MxFp4(), Float8("row"), Float8("tensor")]
     for group, scales in product((32, 64, 128), SCALE_DTYPES):

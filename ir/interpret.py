@@ -57,9 +57,6 @@ def promote_op(op: Op, compute: torch.dtype = torch.float64) -> Op:
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Within it, operators that make floats out of integers or Python numbers make this dtype."""
     before = torch.get_default_dtype()
-    if before == dtype:
-        yield
-        return
     torch.set_default_dtype(dtype)
     try:
         yield

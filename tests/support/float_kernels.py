@@ -19,7 +19,7 @@ TILES: list[FloatTile] = detect_host().tiles(FLOAT_TILES)
 by_tile = pytest.mark.parametrize(
     "tile", [TILES[0], *(pytest.param(t, marks=pytest.mark.full) for t in TILES[1:])], ids=lambda tile: tile.name
 )
-"""Each of them; the quick tier takes the widest alone."""
+"""Each of them. A kernel takes a second to compile: all but the widest wait for the full tier."""
 
 
 @cache

@@ -18,7 +18,6 @@ from planish.ir.ops.attention import Attention as Meaning
 from planish.testing.float_kernels import TILES, by_tile, compile_kernel
 
 U = 2.0**-24
-# A kernel takes a second to compile: the other tiles wait for the longer run.
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {"heads": 6, "kv_heads": 2, "size": 20, "value_size": 20},

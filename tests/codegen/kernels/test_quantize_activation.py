@@ -10,19 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planish.codegen.kernel_passes import compile_kernels
 from planish.codegen.kernels.quantize_activation import PARALLEL_ELEMENTS, QuantizeActivation, quantize_activation
 from planish.codegen.tiles.float import FloatTile
 from planish.ir.ops.linear import QuantizeActivation as QuantizeActivationOp
-from planish.targets.host.detect import detect_host
 from planish.targets.host.float_tiles import FLOAT_TILES
-from planish.testing.float_kernels import by_tile
+from planish.testing.float_kernels import by_tile, compile_kernel
 
 
 @cache
 def compiled(config: QuantizeActivation) -> Any:
-    target = detect_host().restricted_to(config.tile.features).tvm_target()
-    return compile_kernels(quantize_activation(config), target)["quantize_activation"]
+    return compile_kernel(quantize_activation(config), config.tile)
 
 
 def apply(tile: FloatTile, x: torch.Tensor, largest: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
