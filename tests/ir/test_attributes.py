@@ -104,7 +104,12 @@ def test_a_fraction_cannot_be_bound() -> None:
 @given(attributes())
 def test_leaves_are_what_mapping_sees(value: Any) -> None:
     seen: list[Any] = []
-    map_leaves(value, seen.append)
+
+    def look(leaf: Any) -> Any:
+        seen.append(leaf)
+        return leaf
+
+    map_leaves(value, look)
     assert same(tuple(leaves(value)), tuple(seen))
 
 
